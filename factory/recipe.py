@@ -1,0 +1,194 @@
+"""The recipe: one YAML file that says everything about a run, checked before anything starts.
+
+Fields are documented under themselves; ``docs/recipe.md`` is made from these texts. Fields in ``OPERATIONAL`` say how
+a run is made and may change between a run and its resumption; all others say what data comes out.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A part of the recipe: unknown keys are refused, values are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    OPERATIONAL: ClassVar[frozenset[str]] = frozenset()
+
+
+class Prompts(Section):
+    """Where the prompts come from."""
+
+    source: str | list[str] = Field(min_length=1)
+    """A JSONL, JSON, Parquet or CSV file, a glob, `hf://NAME[:SPLIT]`, `builtin:demo`, or a list of these. Relative to
+    the working directory."""
+    column: str | None = None
+    """The column of the prompt: text, or a list of `{role, content}` that ends with a user turn. Default: the first of
+    `prompt`, `messages`, `instruction`, `question`, `text` that is there."""
+    limit: PositiveInt | None = None
+    """Take only the first so many prompts."""
+    heldout: Fraction = 0.1
+    """The share of prompts that training never sees and `evaluate` uses. By hash of the prompt: all pairs of one prompt
+    fall on the same side."""
+    max_tokens: PositiveInt = 1024
+    """Longer prompts are set aside with the reason `over_input_limit` (paper: 1024)."""
+
+
+class Sampling(Section):
+    """How completions are drawn. What is not set comes from the checkpoint's own `generation_config.json`."""
+
+    temperature: Annotated[float, Field(ge=0)] | None = None
+    """0 is greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Nucleus sampling."""
+    max_tokens: PositiveInt = 1024
+    """New tokens at most (paper: 1024). A completion that reaches it is `truncated`."""
+    min_tokens: Annotated[int, Field(ge=0)] = 0
+    """New tokens at least. Small models often stop at once after a prefill; 16 cures it (`docs/method.md`)."""
+
+
+class Variant(Section):
+    """A model under a name, with the engine that hosts it and what one replica of it is given."""
+
+    OPERATIONAL = frozenset(
+        {"cpus", "gpus", "replicas", "max_num_seqs", "max_num_batched_tokens", "gpu_memory", "kv_cache_gib", "speed"}
+    )
+
+    model: str = "scripted"
+    """A Hugging Face folder, a hub name, or `embedded:smollm2-135m` (`-120m`, `-113m`: its depth-pruned siblings)."""
+    revision: str | None = None
+    """The hub revision; pin it for a data set that can be made again."""
+    engine: Literal["vllm", "scripted"] = "vllm"
+    """`vllm`: in the pool's actors. `scripted`: deterministic text and no model, for dry runs and scale tests."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """On a CPU vLLM's bfloat16 changes greedy text against `transformers`; float32 does not."""
+    max_model_len: PositiveInt | None = None
+    """Tokens of prompt and answer together; default: the checkpoint's own."""
+    trust_remote_code: bool = False
+    """Run code that comes with the checkpoint. Off unless you have read it."""
+    temperature: Annotated[float, Field(ge=0)] | None = None
+    """Overrides `sampling.temperature` for this variant."""
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Overrides `sampling.top_p` for this variant."""
+    cpus: PositiveInt | None = None
+    """Logical CPUs of one replica. Default on a machine without GPU: all there are, shared between the variants that
+    run at the same time; with GPUs: 1."""
+    gpus: Annotated[float, Field(ge=0)] = 0
+    """GPUs of one replica: a fraction shares one, a whole number above 1 is tensor parallel within a node."""
+    replicas: PositiveInt = 1
+    """Engines of this variant."""
+    max_num_seqs: PositiveInt = 128
+    """Sequences that one engine decodes at once."""
+    max_num_batched_tokens: PositiveInt | None = None
+    """Tokens of one engine step. Default: 8192, and on a CPU at least `max_model_len`, because seeded prompts must not
+    be prefilled in chunks there."""
+    gpu_memory: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """The share of the GPU's memory that an engine takes."""
+    kv_cache_gib: PositiveFloat = 2.0
+    """Memory for the key-value cache of an engine on a CPU, in GiB."""
+    speed: PositiveFloat | None = None
+    """Engine `scripted` only: tokens per second of one sequence. Default: at once."""
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> Variant:
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            raise ValueError(f"gpus is {self.gpus}: a fraction below 1 or a whole number")
+        if self.speed is not None and self.engine != "scripted":
+            raise ValueError("speed is for engine 'scripted'")
+        return self
+
+
+class StrategySettings(Section):
+    """One strategy: its weight, and what the strategy itself takes (`variant`, `chosen`, `format`, ...)."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+    OPERATIONAL = frozenset({"weight"})
+
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    """The share of this strategy's pairs that training uses, against the largest weight: 1, 1, 0.5 trains on half of
+    the third's pairs. The choice is by pair id and does not change between runs."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Train(Section):
+    """DPO on the kept pairs. The defaults are the paper's (PopAlign, section 4.1)."""
+
+    variant: str
+    """The variant whose checkpoint is aligned (paper: the small one)."""
+    workers: PositiveInt = 1
+    """Ray Train workers, one process each."""
+    cpus_per_worker: PositiveInt = 1
+    """Logical CPUs of one worker."""
+    gpus_per_worker: Literal[0, 1] = 0
+    """1: train on GPUs, one a worker."""
+    beta: PositiveFloat = 0.01
+    """DPO's inverse temperature."""
+    learning_rate: PositiveFloat = 5e-7
+    """Peak learning rate, cosine schedule."""
+    warmup: Fraction = 0.1
+    """Share of the steps that warm up."""
+    epochs: PositiveInt = 1
+    """Times that each pair is seen."""
+    batch_size: PositiveInt = 128
+    """Pairs of one optimiser step over all workers (paper: 128; 32 for a single strategy)."""
+    micro_batch_size: PositiveInt = 1
+    """Pairs that one worker computes at once."""
+    max_length: PositiveInt = 2048
+    """Tokens of prompt and answer; longer ones are cut at the end."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Arithmetic of forward and backward; weights and optimiser stay in fp32."""
+    gradient_checkpointing: bool = True
+    """Less memory for a third more time."""
+    sharding: Literal["none", "zero2", "zero3"] = "none"
+    """Spread optimiser and gradients (`zero2`, the paper's) or parameters too (`zero3`) over the workers (FSDP)."""
+    save_steps: PositiveInt = 200
+    """Optimiser steps between checkpoints; an interrupted training goes on from the last one."""
+    max_failures: Annotated[int, Field(ge=0)] = 1
+    """Times that a lost worker may restart the training from its last checkpoint."""
+
+
+class Evaluate(Section):
+    """What `evaluate` looks at on the held-out prompts."""
+
+    max_pairs: PositiveInt | None = None
+    """Held-out pairs per strategy at most; default: all."""
+    samples: Annotated[int, Field(ge=0)] = 4
+    """Prompts answered by the model before and after, side by side."""
+    sample_tokens: PositiveInt = 128
+    """New tokens of such an answer."""
+
+
+class Recipe(Section):
+    """A run."""
+
+    OPERATIONAL = frozenset({"run", "schedule", "train", "evaluate", "rows_per_task", "max_failed"})
+
+    run: str = Field(min_length=1)
+    """The run directory: prompts, generations, pairs and model are written below it."""
+    seed: int = 0
+    """Seeds every request together with the generation's id: the same recipe makes the same requests."""
+    preset: str = "leaderboard"
+    """The wording: `alignment` (helpful and harmless), `leaderboard` (good, bad), or a YAML file of the same form."""
+    share: bool = True
+    """Make a generation that several strategies need once; false: sample it for each of them."""
+    prompts: Prompts
+    sampling: Sampling = Sampling()
+    variants: dict[Name, Variant] = Field(min_length=1)
+    strategies: dict[Name, StrategySettings] = Field(min_length=1)
+    schedule: Literal["auto", "streaming", "phased"] = "auto"
+    """`streaming`: all pools at once; `phased`: one variant after another, each with the whole machine; `auto`:
+    streaming where all pools fit at once."""
+    rows_per_task: PositiveInt = 16
+    """Prompts of one Ray task; a replica works on several tasks at once."""
+    max_failed: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """The run stops with the reason once more than this share of its prompts has failed."""
+    train: Train | None = None
+    evaluate: Evaluate = Evaluate()

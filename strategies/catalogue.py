@@ -1,0 +1,41 @@
+"""All strategies by name: the six of PopAlign, and those of other packages under ``popalign.strategies``."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+
+from strategies.contrast import Strategy
+from strategies.demon import Demon
+from strategies.elicitive import Elicitive
+from strategies.leaderboard import Leaderboard
+from strategies.nparam import NParam
+from strategies.prefix import Prefix
+from strategies.refine import Refine
+
+BUILT_IN: dict[str, type[Strategy]] = {
+    "prefix": Prefix,
+    "demon": Demon,
+    "elicitive": Elicitive,
+    "nparam": NParam,
+    "leaderboard": Leaderboard,
+    "refine": Refine,
+}
+
+GROUP = "popalign.strategies"
+
+
+def catalogue() -> dict[str, type[Strategy]]:
+    """The built-in strategies and the plug-ins; a plug-in cannot take the name of a built-in one.
+
+    Raises:
+        ValueError: a plug-in uses a built-in name, or is not a ``Strategy``.
+    """
+    found = dict(BUILT_IN)
+    for point in entry_points(group=GROUP):
+        if point.name in BUILT_IN:
+            raise ValueError(f"plug-in {point.value} takes the name of the built-in strategy '{point.name}'")
+        plugin = point.load()
+        if not (isinstance(plugin, type) and issubclass(plugin, Strategy)):
+            raise ValueError(f"plug-in {point.value} is not a subclass of strategies.contrast.Strategy")
+        found[point.name] = plugin
+    return found

@@ -1,0 +1,134 @@
+"""The values a contrast is made of.
+
+A contrast is an expression: it says which two completions to compare and how each is made, and it makes
+neither. Everything here is frozen, engine-free and picklable; the factory reads these values and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal
+
+Level = Literal["prompt", "model", "pipeline"]
+Read = Literal["whole", "thought", "response"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """What one generation asks of the decoder beyond the recipe's own sampling; ``None`` keeps the recipe's."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    stop: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """ "The answer of that generation", between two fixed texts; a placeholder until the factory has made it."""
+
+    generation: Generation
+    before: str = ""
+    after: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str | Reply
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One completion to be made: equal content, equal ``id``, and equal ids are generated once.
+
+    ``prefill`` opens the assistant turn: the model continues it and it is not part of the completion.
+    ``read`` says which part of the turn is the answer (see ``strategies.reading``).
+    ``sample`` tells apart independent draws of otherwise equal content.
+    """
+
+    variant: str
+    messages: tuple[Message, ...]
+    prefill: str | Reply = ""
+    read: Read = "whole"
+    sampling: Sampling = Sampling()
+    sample: int = 0
+
+    @property
+    def id(self) -> str:
+        """128 bits of SHA-256 over the content as 32 hexadecimal digits."""
+        content = json.dumps(_plain(self), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+    @property
+    def replies(self) -> tuple[Generation, ...]:
+        """The generations whose answers this one needs before it can start."""
+        parts = (*(message.content for message in self.messages), self.prefill)
+        return tuple(part.generation for part in parts if isinstance(part, Reply))
+
+    def walk(self) -> Iterator[Generation]:
+        """This generation after all it depends on, in an order in which they can be made."""
+        for generation in self.replies:
+            yield from generation.walk()
+        yield self
+
+
+def _plain(generation: Generation) -> dict[str, object]:
+    def part(content: str | Reply) -> object:
+        if isinstance(content, str):
+            return content
+        return {"reply": content.generation.id, "before": content.before, "after": content.after}
+
+    sampling = {f.name: getattr(generation.sampling, f.name) for f in fields(Sampling)}
+    return {
+        "variant": generation.variant,
+        "messages": [[message.role, part(message.content)] for message in generation.messages],
+        "prefill": part(generation.prefill),
+        "read": generation.read,
+        "sampling": {name: value for name, value in sampling.items() if value is not None},
+        "sample": generation.sample,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """Two generations for one prompt, of which the provenance says that ``chosen`` is the better one."""
+
+    strategy: str
+    chosen: Generation
+    rejected: Generation
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy(ABC):
+    """A way of making one chosen and one rejected answer to a prompt.
+
+    A subclass is a frozen dataclass: its fields are what a recipe may say about it. ``affixes``, ``variants`` and
+    ``examples`` let the factory check a recipe, plan it and find leaks without knowing which strategy it holds.
+    """
+
+    name: ClassVar[str]
+    level: ClassVar[Level]
+
+    @abstractmethod
+    def contrast(self, prompt: tuple[Message, ...]) -> Contrast:
+        """The contrast for a prompt: a conversation that ends with a user turn."""
+
+    @property
+    @abstractmethod
+    def variants(self) -> tuple[str, ...]:
+        """The variants it generates with, the chosen side's first."""
+
+
+def last_turn(prompt: tuple[Message, ...], before: str, after: str) -> tuple[Message, ...]:
+    """The prompt with text put around its last user turn."""
+    *earlier, last = prompt
+    assert last.role == "user" and isinstance(last.content, str), "a prompt ends with a user turn"
+    return (*earlier, Message("user", before + last.content + after))

@@ -1,0 +1,46 @@
+"""Asking for a thought before the response, in the free form of the paper or in a forced one.
+
+Free: one generation, and what comes is parsed. Forced: the thought is generated first, opened by a prefill and
+stopped at ``Response:``, and a second generation continues from thought and marker, so that the text cannot miss
+the form. Of 40 real prompts SmolLM2-135M kept the free form in 3 to 5; in the forced one all parse.
+"""
+
+from __future__ import annotations
+
+from strategies.contrast import Generation, Message, Reply, Sampling
+from strategies.preset import Format
+
+MARKERS = ("Thought:", "Response:")
+
+
+def thoughtful(
+    variant: str,
+    messages: tuple[Message, ...],
+    *,
+    form: Format,
+    thought_tokens: int | None,
+    sample: int,
+) -> Generation:
+    """The generation whose answer is the response that follows a thought.
+
+    ``thought_tokens`` bounds the thought in the forced form (None: the recipe's limit); the free form has one limit
+    for thought and response together.
+    """
+    if form == "free":
+        return Generation(variant, messages, read="response", sample=sample)
+    thought = Generation(
+        variant,
+        messages,
+        prefill="Thought:",
+        read="thought",
+        sampling=Sampling(stop=MARKERS, max_tokens=thought_tokens),
+        sample=sample,
+    )
+    return Generation(
+        variant,
+        messages,
+        prefill=Reply(thought, before="Thought: ", after="\nResponse:"),
+        read="response",
+        sampling=Sampling(stop=MARKERS),
+        sample=sample,
+    )
