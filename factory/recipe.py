@@ -169,7 +169,7 @@ class Evaluate(Section):
 class Recipe(Section):
     """A run."""
 
-    OPERATIONAL = frozenset({"run", "schedule", "train", "evaluate", "rows_per_task", "max_failed"})
+    OPERATIONAL = frozenset({"run", "schedule", "train", "evaluate", "rows_per_task"})
 
     run: str = Field(min_length=1)
     """The run directory: prompts, generations, pairs and model are written below it."""
@@ -188,7 +188,5 @@ class Recipe(Section):
     streaming where all pools fit at once."""
     rows_per_task: PositiveInt = 16
     """Prompts of one Ray task; a replica works on several tasks at once."""
-    max_failed: Annotated[float, Field(ge=0, le=1)] = 0.2
-    """The run stops with the reason once more than this share of its prompts has failed."""
     train: Train | None = None
     evaluate: Evaluate = Evaluate()

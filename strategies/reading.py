@@ -13,14 +13,15 @@ from strategies.contrast import Read
 MARKER = re.compile(r"\**\b(Thought|Response)\b\**[ \t]*:\**")
 
 
-def answer(turn: str, read: Read) -> str | None:
+def answer(text: str, read: Read, prefill: str = "") -> str | None:
     """The part of an assistant turn that ``read`` names, stripped, or ``None`` where the turn does not hold it.
 
-    ``turn`` is the whole turn: the prefill, if there was one, and what the model continued it with.
+    ``text`` is what the model wrote after ``prefill``. The whole answer is the text alone, which cuts an affix; a
+    thought or a response may have its marker in the prefill.
     """
     if read == "whole":
-        return turn.strip()
-    return _response(turn) if read == "response" else _thought(turn)
+        return text.strip()
+    return _response(prefill + text) if read == "response" else _thought(prefill + text)
 
 
 def _response(turn: str) -> str | None:

@@ -1,0 +1,206 @@
+"""From a recipe's name or file to a checked ``Order``: recipe, wording and strategies, and what identifies its data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from factory.errors import InputError, nearest
+from factory.recipe import Recipe, Section
+from factory.wording import load_preset
+from strategies.catalogue import catalogue
+from strategies.contrast import Strategy
+from strategies.preset import Preset
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A recipe that was checked, with everything that it names."""
+
+    recipe: Recipe
+    preset: Preset
+    strategies: tuple[Strategy, ...]
+
+    def data(self) -> dict[str, Any]:
+        """All that decides which data comes out, flat: ``{"variants.strong.model": ...}``."""
+        return _flat({**_data(self.recipe), "preset": asdict(self.preset)})
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the data that this order makes; operational fields are not part of it."""
+        return hashlib.sha256(json.dumps(self.data(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def built_in() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(Path(f.name).stem for f in (files("factory") / "recipes").iterdir() if f.name.endswith(".yaml"))
+
+
+def read(name: str) -> dict[str, Any]:
+    """The YAML of a recipe: the name of a built-in one, or a path."""
+    path = Path(name)
+    try:
+        if name in built_in():
+            text = (files("factory") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+        elif path.suffix in {".yaml", ".yml"} or path.exists():
+            text = path.read_text(encoding="utf-8")
+        else:
+            raise InputError(f"unknown recipe '{name}'{nearest(name, built_in())} (or the path of a .yaml file)")
+        data = yaml.safe_load(text)
+    except OSError as error:
+        raise InputError(f"cannot read recipe {name}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"recipe {name} is not UTF-8 text") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"recipe {name} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise InputError(f"recipe {name} is not a mapping of keys to values")
+    return data
+
+
+def order(name: str, overrides: Sequence[str] = ()) -> Order:
+    """The checked order of a recipe with ``--set key=value`` overrides.
+
+    Raises:
+        InputError: naming the recipe, the key, and the nearest known word.
+    """
+    data = read(name)
+    for override in overrides:
+        _set(data, override)
+    return check(data, name)
+
+
+def check(data: dict[str, Any], name: str) -> Order:
+    """Check a recipe's content; ``name`` is for the messages."""
+    if isinstance(data.get("strategies"), dict):  # `--set strategies.refine=null` leaves one out
+        data = {**data, "strategies": {key: value for key, value in data["strategies"].items() if value is not None}}
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        raise InputError(f"recipe {name}: {_message(error)}") from None
+    try:
+        preset = load_preset(recipe.preset)
+        strategies = tuple(_strategy(recipe, preset, key, i) for i, key in enumerate(recipe.strategies))
+        _check_references(recipe, strategies)
+    except InputError as error:
+        raise InputError(f"recipe {name}: {error}") from None
+    return Order(recipe, preset, strategies)
+
+
+def _strategy(recipe: Recipe, preset: Preset, name: str, index: int) -> Strategy:
+    known = catalogue()
+    if name not in known:
+        raise InputError(f"strategies: unknown strategy '{name}'{nearest(name, known)}")
+    options = recipe.strategies[name].options
+    allowed = {f.name for f in fields(known[name])} - {"preset", "sample"}
+    for option in options:
+        if option not in allowed:
+            raise InputError(f"strategies.{name}: unknown key '{option}'{nearest(option, allowed | {'weight'})}")
+    # Without sharing every strategy draws its own sample: content that is equal otherwise gets ids of its own.
+    given = {"preset": preset, "sample": 0 if recipe.share else index, **options}
+    given = {key: value for key, value in given.items() if key in allowed | {"preset", "sample"}}
+    try:
+        return TypeAdapter(known[name]).validate_python(given)
+    except ValidationError as error:
+        raise InputError(f"strategies.{name}{_message(error, prefix='.')}") from None
+
+
+def _check_references(recipe: Recipe, strategies: Sequence[Strategy]) -> None:
+    for strategy in strategies:
+        for variant in strategy.variants:
+            if variant not in recipe.variants:
+                raise InputError(
+                    f"strategies.{strategy.name}: unknown variant '{variant}'{nearest(variant, recipe.variants)}"
+                )
+    if recipe.train is not None:
+        if recipe.train.variant not in recipe.variants:
+            raise InputError(
+                f"train.variant: unknown variant '{recipe.train.variant}'"
+                f"{nearest(recipe.train.variant, recipe.variants)}"
+            )
+        per_step = recipe.train.workers * recipe.train.micro_batch_size
+        if recipe.train.batch_size % per_step:
+            raise InputError(
+                f"train.batch_size: {recipe.train.batch_size} is not a multiple of workers x micro_batch_size = "
+                f"{recipe.train.workers} x {recipe.train.micro_batch_size}"
+            )
+    if sum(settings.weight for settings in recipe.strategies.values()) == 0:
+        raise InputError("strategies: all weights are 0, so there is nothing to train on; give one a weight above 0")
+
+
+def _set(data: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {override}: expected key=value, such as prompts.limit=64")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InputError(f"--set {override}: the value is not YAML") from None
+    *parents, last = key.split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+        if not isinstance(data, dict):
+            raise InputError(f"--set {override}: '{parent}' holds a value, not keys")
+    data[last] = value
+
+
+def _message(error: ValidationError, prefix: str = "") -> str:
+    """The first mistake of a validation in one line, with its key."""
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"] if part not in {"[key]"}]
+    key = ".".join(location)
+    if first["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
+        *parents, word = location
+        where = f"{'.'.join(parents)}: " if parents else ""
+        return f"{where}unknown key '{word}'{nearest(word, _fields(parents))}"
+    if first["type"] in {"missing", "missing_argument"}:
+        return f"{prefix}{key}: is missing"
+    text = first["msg"].removeprefix("Value error, ")
+    given = first["input"]
+    shown = f", got {given!r}" if isinstance(given, (str, int, float)) else ""
+    return f"{prefix}{key}: {text}{shown}" if key else f": {text}"
+
+
+def _fields(parents: Sequence[str]) -> list[str]:
+    """Known keys of the section at that place of the recipe."""
+    model: Any = Recipe
+    for parent in parents:
+        if isinstance(model, type) and issubclass(model, BaseModel) and parent in model.model_fields:
+            model = _section(model.model_fields[parent].annotation) or model
+        # Below `variants` and `strategies` stand the user's own names: the section stays.
+    return sorted(model.model_fields)
+
+
+def _section(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((model for model in map(_section, getattr(annotation, "__args__", ())) if model), None)
+
+
+def _data(section: Section) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    names = [*type(section).model_fields, *(section.model_extra or {})]
+    for name in names:
+        if name in section.OPERATIONAL:
+            continue
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            value = _data(value)
+        elif isinstance(value, Mapping):
+            value = {key: _data(item) if isinstance(item, Section) else item for key, item in value.items()}
+        out[name] = value
+    return out
+
+
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping) and value:
+        return {k: v for name, item in value.items() for k, v in _flat(item, f"{key}.{name}" if key else name).items()}
+    return {key: list(value) if isinstance(value, tuple) else value}

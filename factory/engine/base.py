@@ -1,0 +1,46 @@
+"""The contract between a pool and an engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from strategies.contrast import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A generation whose replies are filled in: plain text, ready for a chat template."""
+
+    generation_id: str
+    messages: tuple[tuple[str, str], ...]  # (role, content)
+    prefill: str
+    sampling: Sampling
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What the model wrote after the assistant header and the prefill."""
+
+    text: str
+    finish: str  # "stop" or "length"
+    prompt_tokens: int
+    tokens: int
+    cached_tokens: int = 0
+
+
+class RequestError(Exception):
+    """This one request cannot be served; it becomes data (the completion's ``error``), and the run goes on."""
+
+
+class Engine(Protocol):
+    """Serves many requests at once; ``complete`` is called concurrently."""
+
+    async def complete(self, request: Request) -> Completion:
+        """Raises ``RequestError`` for a request that can never succeed; anything else ends the replica."""
+        ...
+
+    def close(self) -> None:
+        """Stop what the engine started."""
+        ...

@@ -1,0 +1,247 @@
+"""Prompts from files, globs, data sets and the built-in set, staged once: content ids, no duplicates, a split."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from factory.errors import InputError
+from factory.recipe import Prompts
+from factory.shard import PROMPT, write_shard
+from strategies.contrast import Message
+
+COLUMNS = ("prompt", "messages", "instruction", "question", "text")
+ROLES = ("system", "user", "assistant")
+FORMATS = (".jsonl", ".json", ".parquet", ".csv")
+# 20,000 prompts of some 100 words are a file of a few MiB, and every file is a unit of reading for Ray Data.
+PROMPTS_PER_FILE = 20_000
+
+
+@dataclass(slots=True)
+class Staged:
+    """What staging made of the sources; the counts add up to ``read``."""
+
+    read: int = 0
+    ready: int = 0
+    duplicates: int = 0
+    set_aside: dict[str, int] = field(default_factory=dict)  # reason -> prompts
+
+    def summary(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def prompt_id(prompt: tuple[Message, ...]) -> str:
+    """Identity of a prompt: 128 bits of SHA-256 over its turns."""
+    turns = [[message.role, message.content] for message in prompt]
+    return hashlib.sha256(json.dumps(turns, ensure_ascii=False).encode()).hexdigest()[:32]
+
+
+def split(identity: str, heldout: float) -> str:
+    """``train`` or ``heldout``, by the prompt's id alone, so that it is the same in every run."""
+    return "heldout" if int(identity[-8:], 16) / 2**32 < heldout else "train"
+
+
+def stage(
+    settings: Prompts, directory: Path, *, count_tokens: Callable[[tuple[Message, ...]], int], metadata: dict[str, str]
+) -> Staged:
+    """Write the prompts of the sources to ``directory`` as shards, and ``set_aside.jsonl`` beside them.
+
+    ``count_tokens`` gives the length of a bare prompt for the input limit. The directory appears whole or not at all.
+
+    Raises:
+        InputError: naming the file and line that cannot be read.
+    """
+    temporary = directory.with_name(f".{directory.name}.part")
+    temporary.mkdir(parents=True, exist_ok=True)
+    staged = Staged()
+    seen: set[bytes] = set()
+    rows: list[dict[str, Any]] = []
+    num_files = 0
+
+    def flush() -> None:
+        nonlocal num_files
+        write_shard(pa.Table.from_pylist(rows, PROMPT), temporary / f"{num_files:05d}.parquet", metadata)
+        num_files += 1
+        rows.clear()
+
+    with (temporary / "set_aside.jsonl").open("w", encoding="utf-8") as aside:
+        for source, content in read(settings):
+            staged.read += 1
+            prompt, reason = parse(content)
+            if reason is None and count_tokens(prompt) > settings.max_tokens:
+                reason = "over_input_limit"
+            if reason is not None:
+                staged.set_aside[reason] = staged.set_aside.get(reason, 0) + 1
+                aside.write(json.dumps({"source": source, "reason": reason}) + "\n")
+                continue
+            identity = prompt_id(prompt)
+            if (key := bytes.fromhex(identity)) in seen:
+                staged.duplicates += 1
+                continue
+            seen.add(key)
+            turns = [{"role": message.role, "content": message.content} for message in prompt]
+            side = split(identity, settings.heldout)
+            rows.append({"prompt_id": identity, "prompt": turns, "split": side, "source": source})
+            staged.ready += 1
+            if len(rows) == PROMPTS_PER_FILE:
+                flush()
+    if rows:
+        flush()
+    if not staged.ready:
+        raise InputError(f"prompts.source: no usable prompt among {staged.read} read ({staged.set_aside or 'no rows'})")
+    temporary.rename(directory)
+    return staged
+
+
+def parse(content: Any) -> tuple[tuple[Message, ...], str | None]:
+    """A prompt's turns, or the reason why it is set aside."""
+    if isinstance(content, str):
+        return (Message("user", content),), None if content.strip() else "empty"
+    if not content:
+        return (), "empty"
+    try:
+        turns = tuple(Message(turn["role"], turn["content"]) for turn in content)
+    except (TypeError, KeyError):
+        return (), "not_a_conversation"
+    if any(turn.role not in ROLES or not isinstance(turn.content, str) for turn in turns):
+        return (), "not_a_conversation"
+    if turns[-1].role != "user":
+        return (), "no_user_turn_at_the_end"
+    return turns, None if str(turns[-1].content).strip() else "empty"
+
+
+def read(settings: Prompts) -> Iterator[tuple[str, Any]]:
+    """The prompts of all sources as (where it stands, text or turns), in order, up to the limit."""
+    sources = [settings.source] if isinstance(settings.source, str) else settings.source
+    paths = [path for source in sources for path in _expand(source)]
+    left = settings.limit if settings.limit is not None else sys.maxsize
+    for path in paths:
+        for place, row in _rows(path):
+            if left <= 0:
+                return
+            left -= 1
+            yield f"{path}:{place}", _prompt(row, settings.column, f"{path}:{place}")
+
+
+def check_sources(settings: Prompts) -> None:
+    """Find a missing file, an unknown format or a wrong first row before anything starts.
+
+    Raises:
+        InputError: naming the file, and the line or column.
+    """
+    for _ in read(settings.model_copy(update={"limit": 1})):
+        pass
+
+
+def _expand(source: str) -> list[str]:
+    """The files that a source names; data sets and the built-in set stay as they are. Missing files are found here,
+    before anything is read."""
+    if source.startswith(("hf://", "builtin:")):
+        return [source]
+    paths = sorted(glob.glob(source, recursive=True)) if glob.has_magic(source) else [source]
+    if not paths:
+        raise InputError(f"prompts.source: no file matches {source}")
+    for path in paths:
+        if not Path(path).is_file():
+            kind = "is a directory; name files, such as DIR/*.jsonl" if Path(path).is_dir() else "does not exist"
+            raise InputError(f"prompts.source: {path} {kind}")
+        if Path(path).suffix not in FORMATS:
+            raise InputError(f"prompts.source: {path}: unknown format; known: {', '.join(FORMATS)}")
+    return paths
+
+
+def _rows(path: str) -> Iterator[tuple[int, Any]]:
+    """Rows of one source with the line or row number."""
+    if path.startswith("builtin:"):
+        resource = files("factory") / "prompts" / f"{path.removeprefix('builtin:')}.jsonl"
+        if not resource.is_file():
+            raise InputError(f"prompts.source: no built-in set '{path}'; there is builtin:demo")
+        yield from _json_lines(path, iter(resource.read_text(encoding="utf-8").splitlines()))
+    elif path.startswith("hf://"):
+        yield from _data_set(path)
+    else:
+        reader = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet, ".csv": _read_csv}
+        try:
+            yield from reader[Path(path).suffix](path)
+        except UnicodeDecodeError as error:
+            raise InputError(f"prompts.source: {path} is not UTF-8 text ({error.reason})") from None
+        except OSError as error:
+            raise InputError(f"prompts.source: cannot read {path}: {error.strerror or error}") from None
+        except (pa.ArrowException, csv.Error) as error:
+            raise InputError(f"prompts.source: cannot read {path}: {str(error).splitlines()[0]}") from None
+
+
+def _read_jsonl(path: str) -> Iterator[tuple[int, Any]]:
+    with Path(path).open(encoding="utf-8") as lines:
+        yield from _json_lines(path, lines)
+
+
+def _json_lines(path: str, lines: Iterator[str]) -> Iterator[tuple[int, Any]]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"prompts.source: {path}:{number}: not JSON ({error.msg}): {line.strip()[:60]}") from None
+
+
+def _read_json(path: str) -> Iterator[tuple[int, Any]]:
+    try:
+        rows = json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"prompts.source: {path}:{error.lineno}: not JSON ({error.msg})") from None
+    if not isinstance(rows, list):
+        raise InputError(f"prompts.source: {path}: expected a list of rows, found {type(rows).__name__}")
+    yield from enumerate(rows, start=1)
+
+
+def _read_parquet(path: str) -> Iterator[tuple[int, Any]]:
+    number = 0
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=4096):
+            for number, row in enumerate(batch.to_pylist(), start=number + 1):
+                yield number, row
+
+
+def _read_csv(path: str) -> Iterator[tuple[int, Any]]:
+    with Path(path).open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        for row in reader:
+            yield reader.line_num, row
+
+
+def _data_set(path: str) -> Iterator[tuple[int, Any]]:
+    name, _, part = path.removeprefix("hf://").partition(":")
+    import datasets  # takes a second to import, and only this source needs it
+
+    try:
+        rows = datasets.load_dataset(name, split=part or "train", streaming=True)
+        yield from enumerate(rows, start=1)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise InputError(f"prompts.source: cannot load {path}: {str(error).splitlines()[0]}") from None
+
+
+def _prompt(row: Any, column: str | None, place: str) -> Any:
+    """The prompt of a row: a text, or a list of turns."""
+    if not isinstance(row, Mapping):
+        raise InputError(f"prompts.source: {place}: expected an object with a prompt column, found {row!r:.60}")
+    wanted = [column] if column else COLUMNS
+    for name in wanted:
+        if name in row:
+            return row[name]
+    missing = f"no column '{column}'" if column else f"no prompt column ({', '.join(COLUMNS)})"
+    raise InputError(
+        f"prompts.source: {place}: {missing}; it has: {', '.join(map(str, row))}; name one with prompts.column"
+    )

@@ -1,0 +1,87 @@
+"""The Ray session: the cluster that is there, or one of our own on this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from factory.errors import RunError
+from factory.plan import Node
+
+PACKAGE_ROOT = Path(__file__).resolve().parent.parent
+
+
+def here(cpus: int | None = None) -> list[Node]:
+    """This machine as one node, looked at without starting Ray; ``cpus`` overrides its logical CPUs."""
+    gpus = len([name for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit()])
+    return [Node(float(cpus or len(os.sched_getaffinity(0))), float(gpus))]
+
+
+def cluster_address() -> str | None:
+    """The cluster that commands use, from ``RAY_ADDRESS``; a submitted job finds it set."""
+    return os.environ.get("RAY_ADDRESS") or None
+
+
+@contextmanager
+def session(logs: Path, *, cpus: int | None = None) -> Iterator[list[Node]]:
+    """Connect to the cluster of ``RAY_ADDRESS`` or start Ray on this machine; gives the nodes that are there.
+
+    ``cpus`` is the number of logical CPUs of an own Ray, by default the cores that this process may use. Third-party
+    log lines are kept off the terminal; at the end the workers' logs of an own session are copied to ``logs``.
+    """
+    # Without it every process that Ray starts reports to a metrics agent; on 2 cores that is felt.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    address = cluster_address()
+    if ray.is_initialized():
+        yield nodes()
+        return
+    try:
+        if address:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
+        else:
+            ray.init(
+                num_cpus=cpus or len(os.sched_getaffinity(0)),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                # Workers import our four packages although the command may run in any directory.
+                runtime_env={"env_vars": {"PYTHONPATH": _python_path()}},
+            )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        first = str(error).splitlines()[0]
+        raise RunError(f"cannot {f'reach Ray at {address}' if address else 'start Ray here'}: {first}") from None
+    logs_of_session = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
+    try:
+        yield nodes()
+    finally:
+        ray.shutdown()
+        if not address:
+            _keep(logs_of_session, logs / "ray")
+
+
+def nodes() -> list[Node]:
+    """The living nodes with their logical resources."""
+    return [
+        Node(node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def _python_path() -> str:
+    return os.pathsep.join([str(PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def _keep(source: Path, target: Path) -> None:
+    """Copy what Ray's processes have logged, without the empty files."""
+    target.mkdir(parents=True, exist_ok=True)
+    for file in source.rglob("*"):
+        if file.is_file() and file.stat().st_size and file.suffix in {".log", ".err", ".out"}:
+            shutil.copyfile(file, target / file.name)

@@ -1,0 +1,91 @@
+"""What the commands say at their end: plan, pairs by strategy with reasons, and what of a run is done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from factory.cookbook import Order
+from factory.plan import Plan
+from factory.run import Run
+from factory.terminal import Terminal, duration
+
+
+def show_plan(terminal: Terminal, recipe: str, order: Order, plan: Plan, misfits: list[str]) -> None:
+    """The plan of a recipe for a person."""
+    facts = plan.as_json()
+    count = f"{plan.num_prompts:,} prompts" if plan.num_prompts else "all prompts of the source"
+    terminal.say(f"recipe {recipe}: preset {order.preset.name}, {len(order.strategies)} strategies, {count}")
+    terminal.say(
+        f"{facts['generations_per_prompt']:g} completions a prompt; sharing saves "
+        f"{facts['saved_by_sharing_per_prompt']:g} more. Schedule: {plan.schedule}."
+    )
+    table = Table("pool", "model", "completions a prompt", "new tokens a prompt at most", "replicas", "each with")
+    for stage in plan.stages:
+        each = f"{stage.cpus:g} CPU" + (f", {stage.gpus:g} GPU" if stage.gpus else "")
+        model = order.recipe.variants[stage.variant].model
+        tokens = f"{stage.max_new_tokens:,.0f}"
+        table.add_row(stage.variant, model, f"{stage.generations:g}", tokens, str(stage.replicas), each)
+    terminal.console.print(table)
+    if plan.train_workers:
+        gpus = f", {plan.train_gpus} GPU" if plan.train_gpus else ""
+        terminal.say(f"train: {plan.train_workers} workers with {plan.train_cpus} CPU{gpus} each")
+    for text in misfits:
+        terminal.say(f"does not fit this machine: {text}")
+
+
+def show_pairs(terminal: Terminal, run: Run) -> None:
+    """The books of the pairs: one line per strategy, the reasons with their numbers."""
+    pairs = run.manifest.get("pairs")
+    if not pairs:
+        return
+    table = Table("strategy", "kept", "share", "rejected", "failed", "reasons")
+    totals = [0, 0, 0]
+    for strategy, outcomes in pairs["strategies"].items():
+        counts = [outcomes["kept"], sum(outcomes["rejected"].values()), sum(outcomes["failed"].values())]
+        totals = [a + b for a, b in zip(totals, counts, strict=True)]
+        reasons = ", ".join(f"{n} {reason}" for part in ("rejected", "failed") for reason, n in outcomes[part].items())
+        table.add_row(strategy, *_counts(counts), reasons)
+    table.add_section()
+    table.add_row("all", *_counts(totals), f"{run.manifest['prompts']['ready']} prompts; the books balance")
+    terminal.console.print(table)
+
+
+def _counts(counts: list[int]) -> list[str]:
+    kept, rejected, failed = counts
+    return [str(kept), f"{kept / max(1, sum(counts)):.0%}", str(rejected), str(failed)]
+
+
+def show_summary(terminal: Terminal, run: Run) -> None:
+    """What a run has, with counts and times."""
+    manifest = run.manifest
+    prompts = manifest.get("prompts")
+    if not prompts:
+        terminal.say(f"{run.path}: nothing is done yet")
+        return
+    aside = "".join(f", {n} set aside ({reason})" for reason, n in prompts["set_aside"].items())
+    terminal.say(f"prompts      {prompts['ready']:,} ready of {prompts['read']:,}{aside}")
+    generations = manifest.get("generations")
+    if generations:
+        terminal.say(f"generations  complete, {_effort(generations)}")
+    else:
+        terminal.say(f"generations  not complete; go on with: popalign generate {run.path / 'recipe.yaml'}")
+    show_pairs(terminal, run)
+    for name, show in (("model", _model), ("evaluation", _evaluation)):
+        if manifest.get(name):
+            show(terminal, run, manifest[name])
+
+
+def _effort(generations: dict[str, Any]) -> str:
+    variants = generations["by_variant"].values()
+    tokens, requests = sum(v["tokens"] for v in variants), sum(v["requests"] for v in variants)
+    return f"{requests:,} completions, {tokens:,} new tokens in {duration(generations['seconds'])}"
+
+
+def _model(terminal: Terminal, run: Run, facts: dict[str, Any]) -> None:
+    terminal.say(f"model        {run.path / 'model'}")
+
+
+def _evaluation(terminal: Terminal, run: Run, facts: dict[str, Any]) -> None:
+    terminal.say(f"evaluation   {run.path / 'evaluation'}")
