@@ -152,7 +152,13 @@ def stage_step(run: Run, terminal: Terminal) -> None:
     shutil.rmtree(target, ignore_errors=True)  # staged before, but the manifest was never written
     settings = run.order.recipe.prompts
     try:
-        staged = stage(settings, target, count_tokens=token_counter(run.order), metadata=run.metadata)
+        staged = stage(
+            settings,
+            target,
+            count_tokens=token_counter(run.order),
+            metadata=run.metadata,
+            rows_per_group=run.order.recipe.rows_per_task,
+        )
     except (InputError, OSError):
         run.discard()
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import threading
 import time
@@ -25,9 +26,9 @@ from factory.shard import GENERATION, ShardSink, shards
 from factory.source import SliceSource, finished_ids
 from factory.terminal import Meter
 
-# Tasks that one replica works on at once. With 16 rows each, and some ten requests a row, its engine always has more
-# requests than sequences; many small tasks beat few large ones (published: 16 x 32 half as fast again as 512 x 1).
-TASKS_PER_REPLICA = 4
+# Requests that wait at an engine, as a multiple of the sequences it decodes at once: it never runs dry, and rows
+# are finished (and stored) one after another instead of all at the end.
+REQUESTS_AHEAD = 1.5
 # A finished shard is work that a crash cannot take away; more rows in one are fewer files.
 MAX_ROWS_PER_SHARD = 1024
 SHARDS_WANTED = 64
@@ -94,7 +95,12 @@ def _step(
     for stage in stages:
         data = _pool(data, run, stage, board)
     sink = ShardSink(
-        target, schema=GENERATION, key="prompt_id", metadata=run.metadata, rows_per_shard=rows_per_shard
+        target,
+        schema=GENERATION,
+        key="prompt_id",
+        metadata=run.metadata,
+        rows_per_shard=rows_per_shard,
+        rows_per_group=rows_per_task,
     )
     names = " and ".join(dict.fromkeys(stage.variant for stage in stages))
     owed = (num_ready - len(finished)) * sum(stage.generations for stage in stages)
@@ -140,6 +146,9 @@ def _watching(board: Any, meter: Meter, stages: tuple[Stage, ...]) -> Iterator[N
 def _pool(data: Dataset, run: Run, stage: Stage, board: Any) -> Dataset:
     recipe = run.order.recipe
     variant = recipe.variants[stage.variant]
+    num_tasks = 1 + math.ceil(
+        REQUESTS_AHEAD * variant.max_num_seqs / (recipe.rows_per_task * max(1.0, stage.generations))
+    )
     return data.map_batches(
         Pool,
         fn_constructor_kwargs={
@@ -156,8 +165,8 @@ def _pool(data: Dataset, run: Run, stage: Stage, board: Any) -> Dataset:
         batch_format="pyarrow",
         compute=ActorPoolStrategy(
             size=stage.replicas,
-            max_tasks_in_flight_per_actor=2 * TASKS_PER_REPLICA,
-            max_concurrent_calls_per_actor=TASKS_PER_REPLICA,
+            max_tasks_in_flight_per_actor=2 * num_tasks,
+            max_concurrent_calls_per_actor=num_tasks,
         ),
         num_cpus=stage.cpus,
         num_gpus=stage.gpus or None,

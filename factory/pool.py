@@ -83,7 +83,6 @@ class Pool:
             made[identity] = asyncio.ensure_future(self._resolve(generation, there, dict(made)))
         new = await asyncio.gather(*made.values())
         self._post.prompts += 1
-        self._tell()
         return [*there.values(), *new]
 
     async def _resolve(
@@ -127,6 +126,7 @@ class Pool:
         self._post.prompt_tokens += completion.prompt_tokens
         self._post.tokens += completion.tokens
         self._post.cached_tokens += completion.cached_tokens
+        self._tell()
 
     def _tell(self, *, force: bool = False) -> None:
         now = time.monotonic()

@@ -53,7 +53,12 @@ def split(identity: str, heldout: float) -> str:
 
 
 def stage(
-    settings: Prompts, directory: Path, *, count_tokens: Callable[[tuple[Message, ...]], int], metadata: dict[str, str]
+    settings: Prompts,
+    directory: Path,
+    *,
+    count_tokens: Callable[[tuple[Message, ...]], int],
+    metadata: dict[str, str],
+    rows_per_group: int,
 ) -> Staged:
     """Write the prompts of the sources to ``directory`` as shards, and ``set_aside.jsonl`` beside them.
 
@@ -71,7 +76,8 @@ def stage(
 
     def flush() -> None:
         nonlocal num_files
-        write_shard(pa.Table.from_pylist(rows, PROMPT), temporary / f"{num_files:05d}.parquet", metadata)
+        table = pa.Table.from_pylist(rows, PROMPT)
+        write_shard(table, temporary / f"{num_files:05d}.parquet", metadata, rows_per_group=rows_per_group)
         num_files += 1
         rows.clear()
 

@@ -35,9 +35,9 @@ def session(logs: Path, *, cpus: int | None = None) -> Iterator[list[Node]]:
     ``cpus`` is the number of logical CPUs of an own Ray, by default the cores that this process may use. Third-party
     log lines are kept off the terminal; at the end the workers' logs of an own session are copied to ``logs``.
     """
-    # Without it every process that Ray starts reports to a metrics agent; on 2 cores that is felt.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    # Ray runs workers at niceness 15, below everything else on the machine; the engines live in workers and their
+    # threads wait for each other at every layer, so one thread that is put off holds up all.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     address = cluster_address()
     if ray.is_initialized():
         yield nodes()

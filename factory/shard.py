@@ -57,13 +57,18 @@ PAIR = pa.schema(
 )
 
 
-def write_shard(table: pa.Table, path: Path, metadata: dict[str, str]) -> None:
-    """Write a table so that it is there whole or not at all: a temporary sibling, synced, then renamed."""
+def write_shard(
+    table: pa.Table, path: Path, metadata: dict[str, str], *, rows_per_group: int | None = None
+) -> None:
+    """Write a table so that it is there whole or not at all: a temporary sibling, synced, then renamed.
+
+    ``rows_per_group``: row groups of that many rows, for sets that are read in slices (see ``factory.source``).
+    """
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with temporary.open("wb") as file:
-            pq.write_table(table, file, compression="zstd")
+            pq.write_table(table, file, compression="zstd", row_group_size=rows_per_group)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -98,13 +103,21 @@ class ShardSink(Datasink[Written | None]):
     """
 
     def __init__(
-        self, directory: Path, *, schema: pa.Schema, key: str, metadata: dict[str, str], rows_per_shard: int
+        self,
+        directory: Path,
+        *,
+        schema: pa.Schema,
+        key: str,
+        metadata: dict[str, str],
+        rows_per_shard: int,
+        rows_per_group: int,
     ) -> None:
         self._directory = directory
         self._schema = schema
         self._key = key
         self._metadata = metadata
         self._rows_per_shard = rows_per_shard
+        self._rows_per_group = rows_per_group
         self.written: list[Written] = []
 
     @property
@@ -119,7 +132,7 @@ class ShardSink(Datasink[Written | None]):
         table = pa.concat_tables(tables)
         name = uuid.uuid5(uuid.NAMESPACE_OID, "".join(sorted(table.column(self._key).to_pylist()))).hex
         path = self._directory / f"{name}.parquet"
-        write_shard(table, path, self._metadata)
+        write_shard(table, path, self._metadata, rows_per_group=self._rows_per_group)
         return Written(str(path), table.num_rows)
 
     def on_write_complete(self, write_result: Any) -> None:
