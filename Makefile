@@ -5,7 +5,6 @@ PYTHON ?= python3
 EXTRA ?= cpu
 # Where PyTorch's CPU build comes from when pip finds none locally; set it empty to add no index.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-POPALIGN_CACHE ?= $(HOME)/.cache/popalign
 # For `make submit`.
 RECIPE ?= demo
 ADDRESS ?= http://127.0.0.1:8265
@@ -13,7 +12,6 @@ ADDRESS ?= http://127.0.0.1:8265
 BIN := .venv/bin
 STAMP := .venv/.stamp
 LOG := .venv/install.log
-export POPALIGN_CACHE
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo test lint check bench submit clean

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -21,7 +22,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 from aiohttp import ClientError
-from ray.exceptions import RayError
+from ray.exceptions import AuthenticationError, RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from factory.cookbook import built_in, order
@@ -125,7 +126,7 @@ def connect(address: str) -> JobSubmissionClient:
     """A client of the cluster's job server.
 
     Raises:
-        InputError: the address is no URL, or nothing that is Ray answers there.
+        InputError: the address is no URL, nothing that is Ray answers there, or it asks for a token.
     """
     if not address.startswith(("http://", "https://")):
         raise InputError(f"--address {address}: expected a URL, such as http://127.0.0.1:8265")
@@ -134,7 +135,15 @@ def connect(address: str) -> JobSubmissionClient:
         os.environ.pop(name, None)
     way_out = "start one with `ray start --head`, or forward its port with `ray dashboard cluster/local.yaml`"
     with one_line(InputError, f"no Ray job server answers at {address}; {way_out}"):
-        return JobSubmissionClient(address)
+        try:
+            return JobSubmissionClient(address)
+        except AuthenticationError:
+            # Ray 2.60 makes a token at the first `ray.init()`; `ray start` then asks for it, and Ray's job client does
+            # not send it by itself. Nor do we: the address may be anybody's.
+            raise InputError(
+                f"the cluster at {address} asks for its token; set RAY_AUTH_MODE=token and have the token in "
+                "~/.ray/auth_token, or in a file that RAY_AUTH_TOKEN_PATH names"
+            ) from None
 
 
 @contextlib.contextmanager
@@ -146,19 +155,20 @@ def one_line(kind: type[PopalignError], text: str) -> Iterator[None]:
         raise
     # KeyError: what answers sends JSON and is no Ray.
     except (OSError, RuntimeError, ValueError, KeyError, ClientError, RayError) as error:
-        # Ray's server answers with whole tracebacks; the last line says what happened.
+        # Ray's server answers with whole tracebacks, quoted in JSON: the line that names an error says what happened.
         lines = str(error).replace("\\n", "\n").strip().splitlines() or [type(error).__name__]
-        raise kind(f"{text} ({lines[-1].strip()})") from None
+        what = next((line for line in reversed(lines) if re.match(r"[\w.]+Error: ", line)), lines[-1])
+        raise kind(f"{text} ({what.strip()})") from None
 
 
 def refuse_twice(client: JobSubmissionClient, run: Path) -> None:
     """Two jobs must not write into one run directory: after a Ctrl-C the first one still runs."""
     for job in client.list_jobs():
         if (job.metadata or {}).get(RUN) == str(run) and not job.status.is_terminal():
-            identity = job.submission_id
+            which = f"{job.submission_id} --address {client.get_address()}"
             raise InputError(
-                f"job {identity} is at work on {run}; follow it with `ray job logs {identity} --follow` "
-                f"or end it with `ray job stop {identity}`"
+                f"job {job.submission_id} is at work on {run}; to follow it: ray job logs {which} --follow; "
+                f"to end it: ray job stop {which}"
             )
 
 
@@ -179,6 +189,7 @@ def exit_code(client: JobSubmissionClient, identity: str) -> int:
 
 def main() -> None:
     """Submit; an error of ours is one line on standard error and its exit code."""
+    logging.getLogger("ray").setLevel(logging.ERROR)  # a line for every file that it packs
     try:
         app()
     except PopalignError as error:

@@ -9,6 +9,7 @@ import typer
 
 from factory import command
 from factory.errors import PopalignError
+from train import command as train_command
 
 app = typer.Typer(
     name="popalign",
@@ -19,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 command.add_to(app)
+train_command.add_to(app)
 
 
 def main() -> None:

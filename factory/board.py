@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,9 +19,7 @@ class Post:
     prompt_tokens: int = 0
     tokens: int = 0
     cached_tokens: int = 0
-    running: int = 0
-    first_token_at: float = 0.0  # monotonic seconds of the board's machine, 0 before the first completion
-    last_token_at: float = 0.0
+    seconds: float = 0.0  # from the first request that the engine got to its latest completion
 
 
 @dataclass(slots=True)
@@ -36,11 +33,10 @@ class Totals:
     tokens: int = 0
     cached_tokens: int = 0
     replicas: int = 0
-    seconds: float = 0.0  # from the first completion to the last post
+    seconds: float = 0.0  # of the replica that served longest
 
 
-@ray.remote(num_cpus=0)
-class Board:
+class _Board:
     """Not on the way of any data: a lost post costs a figure, not a row."""
 
     def __init__(self) -> None:
@@ -49,10 +45,6 @@ class Board:
 
     def post(self, replica: str, post: Post) -> None:
         """A replica's counts so far; the last post of a replica counts."""
-        old = self._posts.get(replica)
-        now = time.monotonic()
-        post.first_token_at = (old.first_token_at if old else 0.0) or (now if post.requests else 0.0)
-        post.last_token_at = now
         self._posts[replica] = post
 
     def totals(self) -> dict[str, Totals]:
@@ -63,8 +55,7 @@ class Board:
             for name in ("prompts", "requests", "errors", "prompt_tokens", "tokens", "cached_tokens"):
                 setattr(total, name, getattr(total, name) + getattr(post, name))
             total.replicas += 1
-            if post.first_token_at:
-                total.seconds = max(total.seconds, post.last_token_at - post.first_token_at)
+            total.seconds = max(total.seconds, post.seconds)
         return out
 
     def claim(self, node: str, replica: str, cores: Sequence[int], number: int) -> list[int]:
@@ -85,3 +76,4 @@ class Board:
         self._claims.get(node, {}).pop(replica, None)
 
 
+Board = ray.remote(num_cpus=0)(_Board)

@@ -12,6 +12,8 @@ from strategies.preset import Preset
 SPACE = re.compile(r"\s+")
 # A short affix such as "(bad response)" is matched as it stands; of long texts a run of this many words is enough.
 LEAK_WORDS = 8
+# A placeholder of this many words does not come up by chance.
+ECHO_WORDS = 5
 
 
 def normal(text: str) -> str:
@@ -58,9 +60,15 @@ class Checks:
         return "identical" if normal(chosen.answer or "") == normal(rejected.answer or "") else None
 
     def _echoes(self, answer: str) -> bool:
-        """A placeholder was copied instead of being filled in: ``<the good response>``."""
+        """A placeholder was copied instead of being filled in: ``<the good response>``, ``[what makes ...]``."""
         text = normal(answer)
-        return any(f"<{placeholder}" in text or text == placeholder for placeholder in self.placeholders)
+        return any(
+            # "the good response" may be said in earnest; in brackets, alone, or as a phrase of some length it is not.
+            text == placeholder
+            or (len(placeholder.split()) >= ECHO_WORDS and placeholder in text)
+            or any(f"{bracket}{placeholder}" in text for bracket in "<[(*")
+            for placeholder in self.placeholders
+        )
 
     def _leaks(self, answer: str, asked: str) -> bool:
         """A steering text or a marker of the form is still in the answer, and was not in the prompt itself."""

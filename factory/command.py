@@ -31,7 +31,8 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 RecipeName = Annotated[str, typer.Argument(help=f"A built-in recipe ({', '.join(built_in())}) or a YAML file.")]
 RunPath = Annotated[Path, typer.Argument(help="A run directory, as `popalign generate` has made it.")]
 Overrides = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, such as prompts.limit=64.")
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, such as prompts.limit=64."),
 ]
 Cpus = Annotated[
     int | None,

@@ -98,8 +98,8 @@ def _turn(completion: dict[str, Any] | None) -> list[dict[str, str]]:
 
 
 @ray.remote(num_cpus=1)
-def _pair_shard(paths: list[str], target: str, order: Order, metadata: dict[str, str]) -> Books:
-    """Read some shards of generations, write one shard of pairs in a fixed order, and count it."""
+def _pair_shard(paths: list[str], target: str, order: Order, metadata: dict[str, str]) -> tuple[Books, str]:
+    """Read some shards of generations, write one shard of pairs in a fixed order, count it, and give its SHA-256."""
     checks = Checks.of(order.preset)
     rows: list[dict[str, Any]] = []
     for path in paths:
@@ -109,7 +109,8 @@ def _pair_shard(paths: list[str], target: str, order: Order, metadata: dict[str,
                     rows += pairs_of(row, order.strategies, checks)
     rows.sort(key=lambda row: (row["prompt_id"], row["pair_id"]))
     write_shard(pa.Table.from_pylist(rows, PAIR), Path(target), metadata)
-    return count(rows)
+    with Path(target).open("rb") as file:
+        return count(rows), hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def count(rows: Sequence[dict[str, Any]]) -> Books:
@@ -135,21 +136,25 @@ def make_pairs(run: Run, progress: Progress) -> dict[str, Any]:
     groups = _groups(shards(generations))
     limit = max(1, int(ray.cluster_resources().get("CPU", 1)))
     running: list[ray.ObjectRef] = []
-    books: Books = {}
+    refs: list[ray.ObjectRef] = []
     with progress("pairs", len(groups), "shards") as meter:
         for number, paths in enumerate(groups):
             if len(running) == limit:
-                done, running = ray.wait(running)
-                _add(books, ray.get(done[0]))
+                _, running = ray.wait(running)
                 meter.update(number + 1 - limit)
             name = str(target / f"{number:05d}.parquet")
-            running.append(_pair_shard.remote([str(path) for path in paths], name, order, run.metadata))
-        for ref in running:
-            _add(books, ray.get(ref))
+            refs.append(_pair_shard.remote([str(path) for path in paths], name, order, run.metadata))
+            running.append(refs[-1])
+        written: list[tuple[Books, str]] = ray.get(refs)
         meter.update(len(groups))
+    books: Books = {}
+    for part, _ in written:
+        _add(books, part)
     _check_books(run, books)
     outcomes = {strategy: outcomes_of(books[strategy]) for strategy in run.order.recipe.strategies}
-    run.switch("pairs", target, seconds=round(time.monotonic() - started, 2), strategies=outcomes)
+    checksum = hashlib.sha256("".join(digest for _, digest in written).encode()).hexdigest()
+    seconds = round(time.monotonic() - started, 2)
+    run.switch("pairs", target, seconds=seconds, checksum=checksum, strategies=outcomes)
     return dict(run.manifest["pairs"])
 
 

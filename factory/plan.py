@@ -164,7 +164,7 @@ def _schedule(
                 Stage(
                     variant=name,
                     replicas=variant.replicas,
-                    cpus=_cpus(variant, nodes, variant.replicas if not sharing else sharing),
+                    cpus=_cpus(variant, nodes, sharing or variant.replicas),
                     gpus=variant.gpus,
                     generations=counts[name] / len(owed) if first else 0,
                     max_new_tokens=tokens[name] / len(owed) if first else 0,
@@ -222,14 +222,14 @@ def misfits(plan: Plan, nodes: Sequence[Node]) -> list[str]:
     return [text for text in found if text]
 
 
-def require_fit(plan: Plan, nodes: Sequence[Node], *, training: bool = True) -> None:
-    """Refuse a plan that cannot be placed.
+def require_fit(plan: Plan, nodes: Sequence[Node], *, generating: bool = True, training: bool = True) -> None:
+    """Refuse a plan whose ``generating`` or ``training`` part cannot be placed.
 
     Raises:
         InputError: with what is needed and what there is.
     """
     for text in misfits(plan, nodes):
-        if training or not text.startswith("train "):
+        if training if text.startswith("train ") else generating:
             raise InputError(
                 f"the plan does not fit: {text}; lower replicas, cpus or gpus of the variant (train.workers for train)"
                 + (", or set schedule=phased" if plan.schedule == "streaming" else "")

@@ -59,6 +59,7 @@ class Pool:
         self._engine = open_engine(name, variant, sampling, cores)
         self._post = Post(name)
         self._posted = 0.0
+        self._first_request_at: float | None = None
 
     async def __call__(self, block: pa.Table) -> pa.Table:
         """Rows with the columns of ``GENERATION`` or, in the first pool, of ``PROMPT``."""
@@ -96,17 +97,14 @@ class Pool:
                 why = source["error"] or "unparseable"
                 return _failed(generation, f"the answer that it replies to is missing: {why}")
             answers[reply.id] = source["answer"]
-        request = build(
-            generation, answers, run_seed=self._run_seed, sampling=self._sampling, variant=self._variant
-        )
-        self._post.running += 1
+        request = build(generation, answers, run_seed=self._run_seed, sampling=self._sampling, variant=self._variant)
+        if self._first_request_at is None:
+            self._first_request_at = time.monotonic()
         try:
             completion = await self._engine.complete(request)
         except RequestError as error:
             self._post.errors += 1
             return {**_failed(generation, str(error)), "seed": request.seed}
-        finally:
-            self._post.running -= 1
         self._count(completion)
         return {
             "generation_id": generation.id,
@@ -126,6 +124,8 @@ class Pool:
         self._post.prompt_tokens += completion.prompt_tokens
         self._post.tokens += completion.tokens
         self._post.cached_tokens += completion.cached_tokens
+        assert self._first_request_at is not None
+        self._post.seconds = time.monotonic() - self._first_request_at
         self._tell()
 
     def _tell(self, *, force: bool = False) -> None:
@@ -154,5 +154,3 @@ def _log_to(logs: Path, name: str) -> None:
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.close(file)
-
-

@@ -214,11 +214,9 @@ def _read_json(path: str) -> Iterator[tuple[int, Any]]:
 
 
 def _read_parquet(path: str) -> Iterator[tuple[int, Any]]:
-    number = 0
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=4096):
-            for number, row in enumerate(batch.to_pylist(), start=number + 1):
-                yield number, row
+        rows = (row for batch in file.iter_batches(batch_size=4096) for row in batch.to_pylist())
+        yield from enumerate(rows, start=1)
 
 
 def _read_csv(path: str) -> Iterator[tuple[int, Any]]:

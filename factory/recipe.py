@@ -50,6 +50,10 @@ class Sampling(Section):
     """New tokens at most (paper: 1024). A completion that reaches it is `truncated`."""
     min_tokens: Annotated[int, Field(ge=0)] = 0
     """New tokens at least. Small models often stop at once after a prefill; 16 cures it (`docs/method.md`)."""
+    repetition_penalty: PositiveFloat | None = None
+    """Above 1 repeated tokens become less likely. Small models fall into loops, which end as `truncated`."""
+    stop: list[str] = []
+    """Texts that end a completion and are not part of it; a blank line keeps small models from rambling on."""
 
 
 class Variant(Section):

@@ -54,5 +54,7 @@ def merged(own: Sampling, recipe: RecipeSampling, variant: Variant) -> Sampling:
         top_p=first(own.top_p, variant.top_p, recipe.top_p),
         max_tokens=max_tokens,
         min_tokens=min(min_tokens, max_tokens),
-        stop=own.stop or (),
+        repetition_penalty=first(own.repetition_penalty, recipe.repetition_penalty),
+        stop=(*(own.stop or ()), *recipe.stop),
+        bad_words=own.bad_words or (),
     )

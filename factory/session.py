@@ -19,7 +19,7 @@ PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 
 def here(cpus: int | None = None) -> list[Node]:
     """This machine as one node, looked at without starting Ray; ``cpus`` overrides its logical CPUs."""
-    gpus = len([name for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdigit()])
+    gpus = len([device for device in Path("/dev").glob("nvidia*") if device.name[6:].isdigit()])
     return [Node(float(cpus or len(os.sched_getaffinity(0))), float(gpus))]
 
 

@@ -57,9 +57,7 @@ PAIR = pa.schema(
 )
 
 
-def write_shard(
-    table: pa.Table, path: Path, metadata: dict[str, str], *, rows_per_group: int | None = None
-) -> None:
+def write_shard(table: pa.Table, path: Path, metadata: dict[str, str], *, rows_per_group: int | None = None) -> None:
     """Write a table so that it is there whole or not at all: a temporary sibling, synced, then renamed.
 
     ``rows_per_group``: row groups of that many rows, for sets that are read in slices (see ``factory.source``).

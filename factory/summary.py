@@ -68,7 +68,7 @@ def show_summary(terminal: Terminal, run: Run) -> None:
     terminal.say(f"prompts      {prompts['ready']:,} ready of {prompts['read']:,}{aside}")
     generations = manifest.get("generations")
     if generations:
-        terminal.say(f"generations  complete, {_effort(generations)}")
+        terminal.say(f"generations  complete, {show_effort(generations)}")
     else:
         terminal.say(f"generations  not complete; go on with: popalign generate {run.path / 'recipe.yaml'}")
     show_pairs(terminal, run)
@@ -77,7 +77,8 @@ def show_summary(terminal: Terminal, run: Run) -> None:
             show(terminal, run, manifest[name])
 
 
-def _effort(generations: dict[str, Any]) -> str:
+def show_effort(generations: dict[str, Any]) -> str:
+    """Completions, tokens and time of the generations."""
     variants = generations["by_variant"].values()
     tokens, requests = sum(v["tokens"] for v in variants), sum(v["requests"] for v in variants)
     return f"{requests:,} completions, {tokens:,} new tokens in {duration(generations['seconds'])}"

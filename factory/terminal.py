@@ -49,7 +49,9 @@ class Terminal:
     @contextmanager
     def progress(self, title: str, total: float | None, unit: str) -> Iterator[Meter]:
         """A step with a known or unknown amount of work."""
-        meter: Meter = Bar(self.console, title, total, unit) if self.console.is_terminal else Lines(self, title, total, unit)
+        meter: Meter = (
+            Bar(self.console, title, total, unit) if self.console.is_terminal else Lines(self, title, total, unit)
+        )
         with meter:
             yield meter
 
@@ -63,7 +65,9 @@ class Meter:
     def __enter__(self) -> Meter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         return None
 
 
@@ -139,7 +143,9 @@ class Lines(Meter):
         self._terminal.say(f"{self._title} ...")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         now = time.monotonic()
         if kind is None:
             self._terminal.say(f"{self._line(now)}, took {duration(now - self._started)}")

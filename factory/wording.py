@@ -60,5 +60,3 @@ def _first_line(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"{error.args[0]} is missing"
     return str(error).splitlines()[0]
-
-

@@ -19,13 +19,18 @@ Read = Literal["whole", "thought", "response"]
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """What one generation asks of the decoder beyond the recipe's own sampling; ``None`` keeps the recipe's."""
+    """What one generation asks of the decoder beyond the recipe's own sampling; ``None`` keeps the recipe's.
+
+    ``stop`` and ``bad_words`` (texts that are never generated) are added to the recipe's.
+    """
 
     temperature: float | None = None
     top_p: float | None = None
     max_tokens: int | None = None
     min_tokens: int | None = None
+    repetition_penalty: float | None = None
     stop: tuple[str, ...] | None = None
+    bad_words: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

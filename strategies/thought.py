@@ -11,6 +11,9 @@ from strategies.contrast import Generation, Message, Reply, Sampling
 from strategies.preset import Format
 
 MARKERS = ("Thought:", "Response:")
+# A small model copies the placeholder that it is to fill in: SmolLM2-135M began 20 of 64 forced responses with
+# "<the bad response>". Without an opening bracket it cannot.
+BRACKETS = ("<", "[")
 
 
 def thoughtful(
@@ -33,7 +36,7 @@ def thoughtful(
         messages,
         prefill="Thought:",
         read="thought",
-        sampling=Sampling(stop=MARKERS, max_tokens=thought_tokens),
+        sampling=Sampling(stop=MARKERS, bad_words=BRACKETS, max_tokens=thought_tokens),
         sample=sample,
     )
     return Generation(
@@ -41,6 +44,6 @@ def thoughtful(
         messages,
         prefill=Reply(thought, before="Thought: ", after="\nResponse:"),
         read="response",
-        sampling=Sampling(stop=MARKERS),
+        sampling=Sampling(stop=MARKERS, bad_words=BRACKETS),
         sample=sample,
     )

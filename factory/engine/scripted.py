@@ -9,13 +9,13 @@ from factory.engine.base import Completion, Request, RequestError
 from factory.recipe import Sampling, Variant
 
 # Some 70 words: enough that two draws of a sentence rarely agree.
-WORDS = (
-    "a about after again air all also and answer any as at back be because before between book but by can city clear "
-    "cold day do each early find first for from good great hand have help here how idea in is it keep know large "
-    "learn light like line little make many mean more most new note of on one open or other part people place plan "
-    "point read right same see short simple small so some start such take that the then there they thing time to "
-    "turn use water way well what when where which with word work year you"
-).split()
+WORDS = """
+a about after again air all also and answer any as at back be because before between book but by can city
+clear cold day do each early find first for from good great hand have help here how idea in is it keep know
+large learn light like line little make many mean more most new note of on one open or other part people place
+plan point read right same see short simple small so some start such take that the then there they thing time
+to turn use water way well what when where which with word work year you
+""".split()
 
 
 class ScriptedEngine:

@@ -56,9 +56,8 @@ class VllmEngine:
                 f"model's {self._max_model_len}"
             )
         params = sampling_params(wanted, self._defaults, request.seed)
-        output: Any = None
-        async for output in self._engine.generate({"prompt_token_ids": ids}, params, request.generation_id):
-            pass
+        outputs = self._engine.generate({"prompt_token_ids": ids}, params, request.generation_id)
+        *_, output = [output async for output in outputs]  # one: FINAL_ONLY
         best = output.outputs[0]
         return Completion(
             text=best.text,
@@ -107,13 +106,18 @@ def engine_args(variant: Variant, *, on_cpu: bool) -> AsyncEngineArgs:
 
 def sampling_params(wanted: Wanted, defaults: dict[str, Any], seed: int) -> SamplingParams:
     """vLLM's parameters of one request: what is wanted over what the checkpoint defaults to."""
-    explicit = {"temperature": wanted.temperature, "top_p": wanted.top_p}
+    explicit = {
+        "temperature": wanted.temperature,
+        "top_p": wanted.top_p,
+        "repetition_penalty": wanted.repetition_penalty,
+    }
     chosen = {**defaults, **{name: value for name, value in explicit.items() if value is not None}}
     return SamplingParams(
         **chosen,
         max_tokens=wanted.max_tokens,
         min_tokens=wanted.min_tokens or 0,
         stop=list(wanted.stop or ()),
+        bad_words=list(wanted.bad_words or ()),
         seed=seed,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )

@@ -1,0 +1,86 @@
+"""Which pairs are trained on: the kept ones of the training split, in the share that the strategies' weights say."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from factory.errors import InputError
+from factory.run import Run
+from factory.shard import MESSAGES, shards
+
+TRAINING = pa.schema([("pair_id", pa.string()), ("prompt", MESSAGES), ("chosen", MESSAGES), ("rejected", MESSAGES)])
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The pairs of one training, as an Arrow file that every worker maps into memory."""
+
+    path: Path
+    num_pairs: int
+    num_fillers: int
+    by_strategy: dict[str, int]
+
+
+def shares(run: Run) -> dict[str, float]:
+    """The share of each strategy's pairs that is used: its weight over the largest weight."""
+    weights = {name: settings.weight for name, settings in run.order.recipe.strategies.items()}
+    largest = max(weights.values())
+    return {name: weight / largest for name, weight in weights.items()}
+
+
+def is_drawn(pair_id: str, share: float) -> bool:
+    """Whether a pair is among its strategy's share: decided by its id alone, the same in every run."""
+    return int(pair_id[-8:], 16) / 2**32 < share
+
+
+def kept(run: Run, split: str) -> Iterator[dict[str, Any]]:
+    """The kept pairs of a split, in the fixed order of the shards."""
+    for path in shards(run.current("pairs", f"pairs {run.path}")):
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    if row["status"] == "kept" and row["split"] == split:
+                        yield row
+
+
+def select(run: Run, target: Path, multiple: int) -> Selection:
+    """Write the pairs of a training to ``target``, filled up to a multiple of ``multiple`` rows.
+
+    Workers take turns in reading batches, and with a number that does not come out even ``accelerate`` repeats pairs
+    from the start so that all workers make the same number of steps. Fillers take that place: a pair whose two answers
+    are equal has a DPO loss of log 2 and a gradient of exactly zero, so every real pair is seen once per epoch.
+
+    Raises:
+        InputError: there is nothing to train on.
+    """
+    share = shares(run)
+    by_strategy: Counter[str] = Counter()
+    last: dict[str, Any] | None = None
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # The stream format is the one that `datasets.Dataset.from_file` maps.
+    with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_stream(sink, TRAINING) as writer:
+        for row in kept(run, "train"):
+            if is_drawn(row["pair_id"], share.get(row["strategy"], 0.0)):
+                by_strategy[row["strategy"]] += 1
+                last = {name: row[name] for name in TRAINING.names}
+                writer.write_batch(pa.RecordBatch.from_pylist([last], TRAINING))
+        num_pairs = by_strategy.total()
+        num_fillers = -num_pairs % multiple
+        if last is not None and num_fillers:
+            filler = {**last, "pair_id": "filler", "rejected": last["chosen"]}
+            writer.write_batch(pa.RecordBatch.from_pylist([filler] * num_fillers, TRAINING))
+    if not num_pairs:
+        outcomes = run.manifest["pairs"]["strategies"]
+        all_kept = sum(outcome["kept"] for outcome in outcomes.values())
+        raise InputError(
+            f"{run.path}: no pairs to train on: {all_kept} were kept in all splits, and none of them is in the "
+            "training split of a strategy with a weight above 0; see: popalign status"
+        )
+    return Selection(target, num_pairs, num_fillers, dict(by_strategy))
