@@ -189,7 +189,7 @@ def exit_code(client: JobSubmissionClient, identity: str) -> int:
 
 def main() -> None:
     """Submit; an error of ours is one line on standard error and its exit code."""
-    logging.getLogger("ray").setLevel(logging.ERROR)  # a line for every file that it packs
+    logging.disable(logging.WARNING)  # Ray tells what it packs, from loggers with levels of their own
     try:
         app()
     except PopalignError as error:

@@ -167,7 +167,7 @@ def test_job_that_fails_gives_its_exit_code(head: str, recipe: Path) -> None:
     done = _submit(*words)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "/none.jsonl" in done.stdout  # the factory's own line, from the job's log
-    assert "job the-failing ended as FAILED" in done.stderr
+    assert done.stderr == "submit: job the-failing ended as FAILED\n"
 
     again = _submit(*words)
     assert (again.returncode, again.stdout) == (2, "")

@@ -16,6 +16,7 @@ from strategies.contrast import Contrast, Generation, Level, Message, Reply, Str
 ASK = (Message("user", "Name a river."),)
 CPU1, CPU2, CPU4 = ([Node(cpus=n, gpus=0)] for n in (1, 2, 4))
 GPU8 = Node(cpus=96, gpus=8)
+FORMED = ("elicitive", "refine")  # the strategies with a thought
 
 
 def made(*overrides: str) -> Order:
@@ -68,9 +69,6 @@ def test_plan_forced_form_owes_three_thoughts_more(preset: str) -> None:
         "second": 100,
     }
     assert facts["max_new_tokens"] == (896 + 100 + 100) * 20
-
-
-FORMED = ("elicitive", "refine")
 
 
 def test_plan_without_sharing_owes_twelve_and_saves_nothing() -> None:
@@ -364,9 +362,9 @@ def test_train_workers_that_do_not_fit_are_said_with_the_numbers() -> None:
 
 def test_train_workers_spread_over_nodes() -> None:
     nodes = [Node(1, 0), Node(1, 0)]
-    assert misfits(make_plan(made("train={variant: small, workers: 2}", "schedule=phased"), nodes), nodes)[-1:] != [
-        "train needs 2 x (1 CPU); there is (1 CPU, no GPU) + (1 CPU, no GPU)"
-    ]
+    one_cpu = [f"variants.{name}.cpus=1" for name in ("strong", "second", "small")]
+    wanted = made("train={variant: small, workers: 2}", "schedule=phased", *one_cpu)
+    assert misfits(make_plan(wanted, nodes), nodes) == []
 
 
 def test_require_fit_plan_that_fits_says_nothing() -> None:
