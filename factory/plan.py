@@ -54,9 +54,9 @@ class Plan:
 
     def as_json(self) -> dict[str, Any]:
         """For programs; ``requests`` are per variant over all prompts, or null where their number is not known."""
-        owed: Counter[str] = Counter()
+        owed: dict[str, float] = {}
         for stage in self.stages:
-            owed[stage.variant] += stage.generations
+            owed[stage.variant] = owed.get(stage.variant, 0.0) + stage.generations
         n = self.num_prompts
         return {
             "schedule": self.schedule,
@@ -212,7 +212,7 @@ def misfit(what: str, needs: Sequence[tuple[float, float]], nodes: Sequence[Node
 
 def misfits(plan: Plan, nodes: Sequence[Node]) -> list[str]:
     """Everything of a plan that cannot be placed on the nodes."""
-    found = []
+    found: list[str | None] = []
     if plan.schedule == "streaming":
         found.append(misfit("schedule 'streaming'", _needs(plan.stages), nodes))
     else:

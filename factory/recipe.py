@@ -141,6 +141,8 @@ class Train(Section):
     """Share of the steps that warm up."""
     epochs: PositiveInt = 1
     """Times that each pair is seen."""
+    max_pairs: PositiveInt | None = None
+    """Train on at most so many pairs, drawn by pair id; default: all that the weights leave."""
     batch_size: PositiveInt = 128
     """Pairs of one optimiser step over all workers (paper: 128; 32 for a single strategy)."""
     micro_batch_size: PositiveInt = 1

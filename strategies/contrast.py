@@ -91,7 +91,7 @@ def _plain(generation: Generation) -> dict[str, object]:
             return content
         return {"reply": content.generation.id, "before": content.before, "after": content.after}
 
-    sampling = {f.name: getattr(generation.sampling, f.name) for f in fields(Sampling)}
+    sampling = {f.name: _number(getattr(generation.sampling, f.name)) for f in fields(Sampling)}
     return {
         "variant": generation.variant,
         "messages": [[message.role, part(message.content)] for message in generation.messages],
@@ -100,6 +100,11 @@ def _plain(generation: Generation) -> dict[str, object]:
         "sampling": {name: value for name, value in sampling.items() if value is not None},
         "sample": generation.sample,
     }
+
+
+def _number(value: object) -> object:
+    """1 and 1.0 are equal values, and so must their ids be."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,14 +60,18 @@ def select(run: Run, target: Path, multiple: int) -> Selection:
     Raises:
         InputError: there is nothing to train on.
     """
+    settings = run.order.recipe.train
+    assert settings is not None
     share = shares(run)
+    drawn = [row["pair_id"] for row in kept(run, "train") if is_drawn(row["pair_id"], share.get(row["strategy"], 0.0))]
+    chosen = set(sorted(drawn, key=lambda pair_id: pair_id[-8:])[: settings.max_pairs])
     by_strategy: Counter[str] = Counter()
     last: dict[str, Any] | None = None
     target.parent.mkdir(parents=True, exist_ok=True)
     # The stream format is the one that `datasets.Dataset.from_file` maps.
     with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_stream(sink, TRAINING) as writer:
         for row in kept(run, "train"):
-            if is_drawn(row["pair_id"], share.get(row["strategy"], 0.0)):
+            if row["pair_id"] in chosen:
                 by_strategy[row["strategy"]] += 1
                 last = {name: row[name] for name in TRAINING.names}
                 writer.write_batch(pa.RecordBatch.from_pylist([last], TRAINING))

@@ -1,0 +1,280 @@
+"""The whole way on real parts (vLLM, the embedded model, Ray, two gloo workers), and the data plane under faults."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from factory.cookbook import order
+from factory.request import build
+from factory.run import Run
+from factory.shard import shards
+from strategies.contrast import Generation, Message, Sampling
+
+ROOT = Path(__file__).resolve().parent.parent
+SIX: dict[str, Any] = {
+    "prefix": {"variant": "strong"},
+    "demon": {"variant": "strong"},
+    "elicitive": {"variant": "strong"},
+    "nparam": {"chosen": "strong", "rejected": "small"},
+    "leaderboard": {"ladder": ["strong", "second"]},
+    "refine": {"variant": "strong"},
+}
+
+
+def popalign(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return subprocess.run(
+        [sys.executable, "-m", "factory", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def scripted(folder: Path, num_prompts: int, *, extra: list[str] | None = None, **keys: Any) -> Path:
+    """A recipe for the scripted engine over made-up prompts, and the file of these prompts."""
+    prompts = [f"Tell me about subject {i}." for i in range(num_prompts)] + (extra or [])
+    source = folder / "prompts.jsonl"
+    source.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    recipe = folder / "recipe.yaml"
+    content = {
+        "run": str(folder / "run"),
+        "prompts": {"source": str(source)},
+        "variants": {name: {"engine": "scripted"} for name in ("strong", "small", "second")},
+        "strategies": SIX,
+        **keys,
+    }
+    recipe.write_text(yaml.safe_dump(content))
+    return recipe
+
+
+def generations(run: Path) -> list[dict[str, Any]]:
+    opened = Run.open(run)
+    files = shards(opened.current("generations", "generate"))
+    return [row for path in files for row in pq.read_table(path).to_pylist()]
+
+
+def identities(run: Path) -> dict[str, list[tuple[str, int]]]:
+    """What was asked for each prompt: (generation id, seed) in order of the id."""
+    return {
+        row["prompt_id"]: sorted((c["generation_id"], c["seed"]) for c in row["completions"])
+        for row in generations(run)
+    }
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 4])
+def test_generate_and_pairs_on_few_logical_cpus_balance(tmp_path: Path, cpus: int) -> None:
+    recipe = scripted(tmp_path, 40, extra=["[[empty]] nothing", "[[truncated]] long", "[[error]] broken"])
+    run = tmp_path / "run"
+    done = popalign("generate", str(recipe), "--cpus", str(cpus))
+    assert done.returncode == 0, done.stderr
+    done = popalign("pairs", str(run), "--cpus", str(cpus))
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["prompts"]["ready"] == 43
+    for outcomes in manifest["pairs"]["strategies"].values():
+        total = outcomes["kept"] + sum(outcomes["rejected"].values()) + sum(outcomes["failed"].values())
+        assert total == 43
+        assert sum(outcomes["failed"].values()) >= 1  # the prompt that asks for an error
+    rows = generations(run)
+    assert len({row["prompt_id"] for row in rows}) == len(rows) == 43
+    assert {len(row["completions"]) for row in rows} == {10}
+
+
+def test_generate_with_another_number_of_replicas_asks_the_same(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    recipe = scripted(tmp_path, 60)
+    done = popalign("generate", str(recipe), "--cpus", "4", "--set", f"run={first}")
+    assert done.returncode == 0, done.stderr
+    more = ["--set", "variants.strong.replicas=2", "--set", "schedule=streaming", "--set", "rows_per_task=7"]
+    done = popalign("generate", str(recipe), "--cpus", "4", "--set", f"run={second}", *more)
+    assert done.returncode == 0, done.stderr
+    assert identities(first) == identities(second)
+
+
+def test_generate_killed_half_way_goes_on_without_loss_or_repetition(tmp_path: Path) -> None:
+    recipe = scripted(tmp_path, 400, rows_per_task=8)
+    slow = ["--set", "variants.strong.speed=40", "--set", "variants.strong.max_num_seqs=16", "--cpus", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "factory", "generate", str(recipe), *slow],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    stage = tmp_path / "run" / "stages" / "0-strong"
+    deadline = time.monotonic() + 120
+    while len(shards(stage)) < 5:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = {path.name for path in shards(stage)}
+    assert before
+    done = popalign("generate", str(recipe), *slow)
+    assert done.returncode == 0, done.stderr
+    rows = generations(tmp_path / "run")
+    assert len({row["prompt_id"] for row in rows}) == len(rows) == 400
+    again = popalign("generate", str(recipe), *slow)
+    assert again.returncode == 0
+    assert len(generations(tmp_path / "run")) == 400
+
+
+def test_pairs_made_again_are_equal_to_the_byte(tmp_path: Path) -> None:
+    recipe = scripted(tmp_path, 30)
+    assert popalign("generate", str(recipe)).returncode == 0
+    digests = []
+    for _ in range(2):
+        assert popalign("pairs", str(tmp_path / "run")).returncode == 0
+        digests.append(json.loads((tmp_path / "run" / "manifest.json").read_text())["pairs"]["checksum"])
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["variants.strong.engine=vllm", "variants.strong.model=/no/such/folder"], "variants.strong.model"),
+        (["variants.strong.gpus=64"], "64 GPU"),
+        (["variants.strong.cpus=512"], "512 CPU"),
+        (["prompts.source=no-such-file.jsonl"], "no-such-file.jsonl"),
+        (["prompts.column=question"], "it has: prompt"),
+        (["strategies.prefix.variant=strang"], "did you mean 'strong'"),
+        (["run=/proc/popalign"], "cannot write /proc/popalign"),
+    ],
+)
+def test_generate_with_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, overrides: list[str], said: str) -> None:
+    recipe = scripted(tmp_path, 3)
+    done = popalign("generate", str(recipe), *(part for text in overrides for part in ("--set", text)))
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_generate_with_a_bad_line_leaves_nothing_behind(tmp_path: Path) -> None:
+    recipe = scripted(tmp_path, 3)
+    with (tmp_path / "prompts.jsonl").open("a") as file:
+        file.write("{not json\n")
+    done = popalign("generate", str(recipe))
+    assert done.returncode == 2
+    assert "prompts.jsonl:4: not JSON" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_generate_into_the_run_of_another_recipe_is_refused(tmp_path: Path) -> None:
+    recipe = scripted(tmp_path, 3)
+    assert popalign("generate", str(recipe)).returncode == 0
+    done = popalign("generate", str(recipe), "--set", "seed=1")
+    assert done.returncode == 2
+    assert "seed was 0 and is 1" in done.stderr
+
+
+def test_vllm_greedy_agrees_with_transformers_and_seeded_prompts_do_not_kill_it(embedded_model: Path) -> None:
+    """In a process of its own: an engine changes the environment and the threads of the process that hosts it."""
+    done = subprocess.run(
+        [sys.executable, __file__, str(embedded_model)], cwd=ROOT, capture_output=True, text=True, timeout=400
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for row in json.loads(done.stdout.splitlines()[-1]):
+        assert row["ours"] == row["reference"], row
+    assert json.loads(done.stdout.splitlines()[-1])
+
+
+def test_run_makes_an_aligned_model_from_prompts(tmp_path: Path, embedded_model: Path) -> None:
+    run = tmp_path / "run"
+    small = {
+        "run": run,
+        "prompts.limit": 14,
+        "prompts.heldout": 0.3,
+        "sampling.max_tokens": 64,
+        "train.max_pairs": 7,
+        "train.batch_size": 4,
+        "evaluate.samples": 1,
+        "evaluate.sample_tokens": 8,
+    }
+    done = popalign("run", "demo", *(part for k, v in small.items() for part in ("--set", f"{k}={v}")), timeout=580)
+    assert done.returncode == 0, done.stderr + done.stdout[-2000:]
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["model"]["pairs"] == 7
+    rows = [row for path in shards(Run.open(run).current("pairs", "pairs")) for row in pq.read_table(path).to_pylist()]
+    assert len(rows) == 14 * 6
+    words = order("demo").preset
+    for row in rows:
+        assert (row["reason"] is None) == (row["status"] == "kept")
+        if row["status"] == "kept":
+            for side in (row["chosen"], row["rejected"]):
+                text = side[0]["content"]
+                assert "Thought:" not in text and "Response:" not in text
+                assert words.affix.chosen not in text and words.affix.rejected not in text
+    assert manifest["evaluation"]["strategies"]["all"]["n"] >= 1
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(run / "model")
+    assert model.num_parameters() > 100_000_000
+    assert AutoTokenizer.from_pretrained(run / "model").chat_template
+    loads = [json.loads(line) for line in (run / "logs" / "train.jsonl").read_text().splitlines()]
+    assert max(row["step"] for row in loads) == 2  # 7 pairs and one filler in batches of 4
+
+
+def greedy(folder: str) -> list[dict[str, str]]:
+    """Greedy completions through the engine of the pool and through transformers, and a flood of seeded prompts."""
+    import asyncio
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from factory.engine.vllm import VllmEngine
+    from factory.model import render
+    from factory.recipe import Sampling as RecipeSampling
+    from factory.recipe import Variant
+
+    variant = Variant(model=folder, dtype="float32", max_model_len=1024, max_num_batched_tokens=1024, kv_cache_gib=1)
+    sampling = RecipeSampling(max_tokens=24, temperature=0)
+    engine = VllmEngine("strong", variant, sampling, sorted(os.sched_getaffinity(0)))
+    questions = ["What is the capital of France?", "Name three fruits.", "Write one sentence about the sea."]
+    wanted = [
+        Generation("strong", (Message("user", text),), prefill=prefill)
+        for text in questions
+        for prefill in ("", "(good response)", "Thought: short.\nResponse:")
+    ]
+    requests = [build(g, {}, run_seed=0, sampling=sampling, variant=variant) for g in wanted]
+    # 40 seeded prompts of some 300 tokens are 12 times what one step of 1,024 tokens holds.
+    flood = [
+        Generation(
+            "strong", (Message("user", f"{i} " + "word " * 300),), sampling=Sampling(temperature=1.0, max_tokens=4)
+        )
+        for i in range(40)
+    ]
+    seeded = [build(g, {}, run_seed=0, sampling=sampling, variant=variant) for g in flood]
+
+    async def serve() -> list[Any]:
+        return await asyncio.gather(*(engine.complete(request) for request in [*requests, *seeded]))
+
+    completions = asyncio.run(serve())
+    assert all(completion.tokens == 4 for completion in completions[len(requests) :])
+    engine.close()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    rows = []
+    for request, completion in zip(requests, completions, strict=False):
+        ids = torch.tensor([render(tokenizer, request.messages, request.prefill)])
+        output = model.generate(ids, max_new_tokens=24, do_sample=False, temperature=None, top_p=None)
+        reference = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+        rows.append({"ours": completion.text, "reference": reference})
+    return rows
+
+
+if __name__ == "__main__":
+    print(json.dumps(greedy(sys.argv[1])))
