@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from strategies.preset import Preset
+from strategies.reading import MARKER
 
 SPACE = re.compile(r"\s+")
 # A short affix such as "(bad response)" is matched as it stands; of long texts a run of this many words is enough.
@@ -51,7 +52,7 @@ class Checks:
             ("unparseable", lambda side: side.answer is None),
             ("truncated", lambda side: side.finish == "length"),
             ("empty", lambda side: not normal(side.answer or "")),
-            ("echo", lambda side: self._echoes(side.answer or "")),
+            ("echo", lambda side: self._echoes(side.answer or "", asked)),
             ("leak", lambda side: self._leaks(side.answer or "", asked)),
         )
         for name, fails in tests:
@@ -59,20 +60,20 @@ class Checks:
                 return name
         return "identical" if normal(chosen.answer or "") == normal(rejected.answer or "") else None
 
-    def _echoes(self, answer: str) -> bool:
+    def _echoes(self, answer: str, asked: str) -> bool:
         """A placeholder was copied instead of being filled in: ``<the good response>``, ``[what makes ...]``."""
         text = normal(answer)
         return any(
             # "the good response" may be said in earnest; in brackets, alone, or as a phrase of some length it is not.
             text == placeholder
-            or (len(placeholder.split()) >= ECHO_WORDS and placeholder in text)
+            or (len(placeholder.split()) >= ECHO_WORDS and placeholder in text and placeholder not in asked)
             or any(f"{bracket}{placeholder}" in text for bracket in "<[(*")
             for placeholder in self.placeholders
         )
 
     def _leaks(self, answer: str, asked: str) -> bool:
         """A steering text or a marker of the form is still in the answer, and was not in the prompt itself."""
-        if "Thought:" in answer or "Response:" in answer:
+        if "Thought:" in answer or "Response:" in answer or MARKER.search(answer):
             return True
         text = normal(answer)
         return any(phrase in text and phrase not in asked for phrase in self.phrases)

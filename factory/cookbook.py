@@ -31,7 +31,13 @@ class Order:
 
     def data(self) -> dict[str, Any]:
         """All that decides which data comes out, flat: ``{"variants.strong.model": ...}``."""
-        return _flat({**_data(self.recipe), "preset": asdict(self.preset)})
+        # The strategies as they were built: a default that is written out is no difference, and an order that changes
+        # which sample a strategy draws is one.
+        strategies = {
+            strategy.name: {f.name: getattr(strategy, f.name) for f in fields(strategy) if f.name != "preset"}
+            for strategy in self.strategies
+        }
+        return _flat({**_data(self.recipe), "preset": asdict(self.preset), "strategies": strategies})
 
     @property
     def fingerprint(self) -> str:
@@ -155,7 +161,7 @@ def _set(data: dict[str, Any], override: str) -> None:
 def _message(error: ValidationError, prefix: str = "") -> str:
     """The first mistake of a validation in one line, with its key."""
     first = error.errors()[0]
-    location = [str(part) for part in first["loc"] if part not in {"[key]"}]
+    location = [str(part) for part in first["loc"] if part not in {"[key]", "str", "list[str]"}]
     key = ".".join(location)
     if first["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
         *parents, word = location

@@ -6,6 +6,7 @@ It needs no GPU, no model and no Ray, and it is the only place that decides abou
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -186,7 +187,8 @@ def _cpus(variant: Variant, nodes: Sequence[Node], sharing: int) -> int:
         return variant.cpus
     if variant.gpus or variant.engine == "scripted":
         return 1
-    return max(1, int(sum(node.cpus for node in nodes)) // sharing)
+    # A replica lives on one node: the CPUs of the largest, shared by those that come to stand on it.
+    return max(1, int(max(node.cpus for node in nodes)) // math.ceil(sharing / len(nodes)))
 
 
 def _needs(stages: Iterable[Stage]) -> list[tuple[float, float]]:
@@ -195,19 +197,38 @@ def _needs(stages: Iterable[Stage]) -> list[tuple[float, float]]:
 
 def misfit(what: str, needs: Sequence[tuple[float, float]], nodes: Sequence[Node]) -> str | None:
     """Why these (cpus, gpus) replicas cannot be placed on the nodes, with the numbers, or None where they can."""
-    free = [[node.cpus, node.gpus] for node in nodes]
+    free = [_Free(node.cpus, [1.0] * int(node.gpus)) for node in nodes]
     for cpus, gpus in sorted(needs, key=lambda need: (need[1], need[0]), reverse=True):
         # Tightest node first leaves room for the larger replicas.
-        fitting = [node for node in free if node[0] >= cpus and node[1] >= gpus]
+        fitting = [node for node in free if node.fits(cpus, gpus)]
         if not fitting:
             asked = Counter(needs)
             wish = " + ".join(f"{n} x ({_n(c)} CPU{f', {_n(g)} GPU' if g else ''})" for (c, g), n in asked.items())
             have = " + ".join(f"({_n(n.cpus)} CPU{f', {_n(n.gpus)} GPU' if n.gpus else ', no GPU'})" for n in nodes)
             return f"{what} needs {wish}; there is {have}"
-        node = min(fitting, key=lambda node: (node[1], node[0]))
-        node[0] -= cpus
-        node[1] -= gpus
+        min(fitting, key=lambda node: (sum(node.gpus), node.cpus)).take(cpus, gpus)
     return None
+
+
+@dataclass(slots=True)
+class _Free:
+    """What a node has left; its GPUs one by one, since a fraction lies on one GPU."""
+
+    cpus: float
+    gpus: list[float]
+
+    def fits(self, cpus: float, gpus: float) -> bool:
+        return self.cpus >= cpus and (
+            any(left >= gpus for left in self.gpus) if 0 < gpus < 1 else self.gpus.count(1.0) >= gpus
+        )
+
+    def take(self, cpus: float, gpus: float) -> None:
+        self.cpus -= cpus
+        if 0 < gpus < 1:
+            fullest = min((i for i, left in enumerate(self.gpus) if left >= gpus), key=lambda i: self.gpus[i])
+            self.gpus[fullest] -= gpus
+        for _ in range(int(gpus)):
+            self.gpus.remove(1.0)
 
 
 def misfits(plan: Plan, nodes: Sequence[Node]) -> list[str]:

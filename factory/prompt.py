@@ -6,6 +6,7 @@ import csv
 import glob
 import hashlib
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -68,7 +69,8 @@ def stage(
         InputError: naming the file and line that cannot be read.
     """
     temporary = directory.with_name(f".{directory.name}.part")
-    temporary.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     staged = Staged()
     seen: set[bytes] = set()
     rows: list[dict[str, Any]] = []
@@ -113,7 +115,7 @@ def stage(
 def parse(content: Any) -> tuple[tuple[Message, ...], str | None]:
     """A prompt's turns, or the reason why it is set aside."""
     if isinstance(content, str):
-        return (Message("user", content),), None if content.strip() else "empty"
+        content = [{"role": "user", "content": content}]
     if not content:
         return (), "empty"
     try:
@@ -124,6 +126,10 @@ def parse(content: Any) -> tuple[tuple[Message, ...], str | None]:
         return (), "not_a_conversation"
     if turns[-1].role != "user":
         return (), "no_user_turn_at_the_end"
+    try:
+        "".join(str(turn.content) for turn in turns).encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, as cutting a string leaves it
+        return (), "not_unicode"
     return turns, None if str(turns[-1].content).strip() else "empty"
 
 
@@ -189,7 +195,7 @@ def _rows(path: str) -> Iterator[tuple[int, Any]]:
 
 
 def _read_jsonl(path: str) -> Iterator[tuple[int, Any]]:
-    with Path(path).open(encoding="utf-8") as lines:
+    with Path(path).open(encoding="utf-8-sig") as lines:
         yield from _json_lines(path, lines)
 
 
@@ -205,7 +211,7 @@ def _json_lines(path: str, lines: Iterator[str]) -> Iterator[tuple[int, Any]]:
 
 def _read_json(path: str) -> Iterator[tuple[int, Any]]:
     try:
-        rows = json.loads(Path(path).read_text(encoding="utf-8"))
+        rows = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise InputError(f"prompts.source: {path}:{error.lineno}: not JSON ({error.msg})") from None
     if not isinstance(rows, list):
@@ -220,7 +226,7 @@ def _read_parquet(path: str) -> Iterator[tuple[int, Any]]:
 
 
 def _read_csv(path: str) -> Iterator[tuple[int, Any]]:
-    with Path(path).open(encoding="utf-8", newline="") as file:
+    with Path(path).open(encoding="utf-8-sig", newline="") as file:  # spreadsheets write a byte order mark
         reader = csv.DictReader(file)
         for row in reader:
             yield reader.line_num, row

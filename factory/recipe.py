@@ -17,7 +17,9 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 class Section(BaseModel):
     """A part of the recipe: unknown keys are refused, values are frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
     OPERATIONAL: ClassVar[frozenset[str]] = frozenset()
 
 
@@ -110,7 +112,7 @@ class Variant(Section):
 class StrategySettings(Section):
     """One strategy: its weight, and what the strategy itself takes (`variant`, `chosen`, `format`, ...)."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
     OPERATIONAL = frozenset({"weight"})
 
     weight: Annotated[float, Field(ge=0)] = 1.0

@@ -28,6 +28,8 @@ def load_preset(name: str) -> Preset:
             text = Path(name).read_text(encoding="utf-8")
         except OSError as error:
             raise InputError(f"preset: cannot read {name}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise InputError(f"preset: {name} is not UTF-8 text") from None
     else:
         raise InputError(f"preset: unknown preset '{name}'{nearest(name, PRESETS)} (or the path of a .yaml file)")
     try:

@@ -37,5 +37,7 @@ def catalogue() -> dict[str, type[Strategy]]:
         plugin = point.load()
         if not (isinstance(plugin, type) and issubclass(plugin, Strategy)):
             raise ValueError(f"plug-in {point.value} is not a subclass of strategies.contrast.Strategy")
+        if plugin.name != point.name:  # the recipe and the books must use one word for it
+            raise ValueError(f"plug-in {point.value} is registered as '{point.name}' but calls itself '{plugin.name}'")
         found[point.name] = plugin
     return found

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from strategies.contrast import Contrast, Generation, Level, Message, Reply, Strategy
 from strategies.preset import Format, Preset
-from strategies.thought import thoughtful
+from strategies.thought import check_thought_tokens, thoughtful
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,9 @@ class Refine(Strategy):
     format: Format = "free"
     thought_tokens: int | None = None
     sample: int = 0
+
+    def __post_init__(self) -> None:
+        check_thought_tokens(self.thought_tokens)
 
     @property
     def variants(self) -> tuple[str, ...]:

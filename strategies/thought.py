@@ -47,3 +47,9 @@ def thoughtful(
         sampling=Sampling(stop=MARKERS, bad_words=BRACKETS),
         sample=sample,
     )
+
+
+def check_thought_tokens(number: int | None) -> None:
+    """Raises ``ValueError`` where a thought would have no tokens."""
+    if number is not None and number < 1:
+        raise ValueError(f"thought_tokens is {number}; it must be at least 1, or left out for the recipe's limit")

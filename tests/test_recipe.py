@@ -393,6 +393,7 @@ CHANGED: dict[type[Section], dict[str, Any]] = {
         "batch_size": 3,
         "micro_batch_size": 2,
         "max_length": 3,
+        "max_pairs": 3,
         "precision": "fp32",
         "gradient_checkpointing": False,
         "sharding": "zero3",
