@@ -41,7 +41,7 @@ class Checks:
     @classmethod
     def of(cls, preset: Preset) -> Checks:
         return cls(
-            phrases=tuple(part for phrase in preset.phrases for part in _parts(phrase)),
+            phrases=tuple(part for phrase in preset.phrases for part in _parts(phrase)) + _sentences(preset),
             placeholders=tuple(normal(text) for text in preset.placeholders),
         )
 
@@ -86,3 +86,10 @@ def _parts(phrase: str) -> list[str]:
         # Single demonstration sentences can be everyday questions; the affix with its brackets never is.
         return [" ".join(words)]
     return [" ".join(words[i : i + LEAK_WORDS]) for i in range(len(words) - LEAK_WORDS + 1)]
+
+
+def _sentences(preset: Preset) -> tuple[str, ...]:
+    """The sentences of the instructions, of four words at least: a weak model repeats "Use exactly this form" alone."""
+    templates = (preset.elicitive_chosen, preset.elicitive_rejected, preset.refine)
+    sentences = [normal(text).rstrip(":") for template in templates for text in template.instruction.split(". ")]
+    return tuple(dict.fromkeys(text for text in sentences if len(text.split()) >= 4))

@@ -40,7 +40,8 @@ def sum_logprobs(
             answer[row, prompt_length : len(tokens)] = True
         ids, mask, answer = ids.to(model.device), mask.to(model.device), answer.to(model.device)
         logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()  # (B, T-1, V)
-        logprobs = logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)  # (B, T-1)
+        # Not log_softmax: that would write a second (B, T-1, V).
+        logprobs = logits.gather(-1, ids[:, 1:, None]).squeeze(-1) - logits.logsumexp(-1)  # (B, T-1)
         logprobs = logprobs * answer[:, 1:]
         for row, i in enumerate(batch):
             sums[i] = float(logprobs[row].sum())
