@@ -1,0 +1,139 @@
+"""Training's own arithmetic: which pairs, fillers, log-probabilities, intervals. The training itself is run end to end
+in test_end_to_end.py."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from datasets import Dataset
+
+from factory.errors import InputError
+from factory.pair import pair_id
+from factory.recipe import StrategySettings, Train
+from factory.shard import PAIR, write_shard
+from train.evaluate import accuracy, summarise, wilson
+from train.logprob import sum_logprobs
+from train.pairs import is_drawn, select, shares
+from train.worker import last_checkpoint
+
+
+def run_with(folder: Path, rows: list[dict[str, Any]], weights: dict[str, float], **train: Any) -> Any:
+    """As much of a run as choosing pairs needs."""
+    empty = dict.fromkeys(PAIR.names)
+    write_shard(pa.Table.from_pylist([{**empty, **row} for row in rows], PAIR), folder / "00000.parquet", {})
+    recipe = SimpleNamespace(
+        strategies={name: StrategySettings(weight=weight) for name, weight in weights.items()},
+        train=Train(variant="small", **train),
+    )
+    return SimpleNamespace(
+        path=folder,
+        order=SimpleNamespace(recipe=recipe),
+        manifest={"pairs": {"strategies": {name: {"kept": len(rows)} for name in weights}}},
+        current=lambda name, made_by: folder,
+    )
+
+
+def pair(i: int, strategy: str = "prefix", status: str = "kept", split: str = "train") -> dict[str, Any]:
+    def turn(role: str, text: str) -> list[dict[str, str]]:
+        return [{"role": role, "content": text}]
+
+    return {
+        "pair_id": pair_id(str(i), strategy),
+        "prompt": turn("user", f"prompt {i}"),
+        "chosen": turn("assistant", f"good {i}"),
+        "rejected": turn("assistant", f"bad {i}"),
+        "strategy": strategy,
+        "status": status,
+        "split": split,
+    }
+
+
+def test_select_takes_kept_training_pairs_once_and_fills_up(tmp_path: Path) -> None:
+    rows = [pair(i) for i in range(5)] + [pair(5, status="rejected"), pair(6, split="heldout")]
+    selection = select(run_with(tmp_path, rows, {"prefix": 1.0}), tmp_path / "w" / "pairs.arrow", 4)
+    assert (selection.num_pairs, selection.num_fillers) == (5, 3)  # 5 pairs and 3 fillers are two times 4
+    data = Dataset.from_file(str(selection.path))
+    assert sorted(data["pair_id"])[:5] == sorted(row["pair_id"] for row in rows[:5])
+    fillers = [row for row in data if row["pair_id"] == "filler"]
+    assert len(fillers) == 3
+    assert all(row["chosen"] == row["rejected"] for row in fillers)
+
+
+def test_select_weights_keep_their_share(tmp_path: Path) -> None:
+    rows = [pair(i, strategy) for i in range(1000) for strategy in ("prefix", "demon", "refine")]
+    run = run_with(tmp_path, rows, {"prefix": 2.0, "demon": 1.0, "refine": 0.0})
+    assert shares(run) == {"prefix": 1.0, "demon": 0.5, "refine": 0.0}
+    taken = select(run, tmp_path / "pairs.arrow", 1).by_strategy
+    assert taken["prefix"] == 1000
+    assert 440 < taken["demon"] < 560  # half of 1,000, within four standard deviations of 16
+    assert "refine" not in taken
+
+
+def test_select_max_pairs_is_a_bound(tmp_path: Path) -> None:
+    run = run_with(tmp_path, [pair(i) for i in range(50)], {"prefix": 1.0}, max_pairs=7)
+    assert select(run, tmp_path / "pairs.arrow", 1).num_pairs == 7
+
+
+def test_select_without_pairs_says_why(tmp_path: Path) -> None:
+    run = run_with(tmp_path, [pair(0, status="rejected")], {"prefix": 1.0})
+    with pytest.raises(InputError, match="no pairs to train on"):
+        select(run, tmp_path / "pairs.arrow", 1)
+
+
+def test_is_drawn_depends_on_the_id_alone() -> None:
+    assert is_drawn("0" * 24 + "7fffffff", 0.5)
+    assert not is_drawn("0" * 24 + "80000000", 0.5)
+
+
+def test_wilson_against_known_values() -> None:
+    low, high = wilson(8, 10)  # Wilson 1927; 0.490 to 0.943 in every table
+    assert (round(low, 3), round(high, 3)) == (0.490, 0.943)
+    assert wilson(0, 10)[0] == 0.0
+    assert wilson(10, 10)[1] == pytest.approx(1.0)
+
+
+def test_accuracy_counts_positive_margins() -> None:
+    assert accuracy([1.0, -1.0, 0.0, 2.0])["value"] == 0.5  # a tie is no win
+
+
+def test_summarise_reward_is_beta_times_the_change() -> None:
+    pairs = [{"strategy": "prefix"}, {"strategy": "demon"}]
+    figures = summarise(pairs, before=[(-5.0, -4.0), (-3.0, -6.0)], after=[(-3.0, -4.0), (-3.0, -5.0)], beta=0.1)
+    # prefix: the difference went from -1 to +1, reward 0.1 * 2; demon: from 3 to 2, reward 0.1 * -1
+    assert figures["prefix"]["after"]["reward_margin"] == pytest.approx(0.2)
+    assert figures["demon"]["after"]["reward_margin"] == pytest.approx(-0.1)
+    assert figures["all"]["before"]["accuracy"]["value"] == 0.5
+    assert figures["all"]["after"]["accuracy"]["value"] == 1.0
+    assert figures["all"]["n"] == 2
+
+
+class Uniform(torch.nn.Module):
+    """A language model that knows nothing: every token has probability 1/8."""
+
+    device = torch.device("cpu")
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+        return SimpleNamespace(logits=torch.zeros(*input_ids.shape, 8))
+
+
+def test_sum_logprobs_counts_answer_tokens_only() -> None:
+    rows = [([1, 2, 3, 4, 5], 3), ([1, 2], 1), ([1, 2, 3], 3)]
+    sums, counts = sum_logprobs(Uniform(), rows, pad=0, batch_size=2)
+    assert counts == [2, 1, 0]
+    assert sums == pytest.approx([2 * math.log(1 / 8), math.log(1 / 8), 0.0])
+
+
+def test_last_checkpoint_is_the_newest_complete_one(tmp_path: Path) -> None:
+    assert last_checkpoint(tmp_path) is None
+    for step, complete in ((2, True), (10, True), (12, False)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if complete:
+            (folder / "trainer_state.json").write_text("{}")
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
