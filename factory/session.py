@@ -62,7 +62,7 @@ def session(logs: Path, *, cpus: int | None = None) -> Iterator[list[Node]]:
         yield nodes()
     finally:
         ray.shutdown()
-        if not address:
+        if not address and logs.is_dir():  # a run that was refused has left no directory, and none is made here
             _keep(logs_of_session, logs / "ray")
 
 

@@ -184,7 +184,12 @@ def test_generate_into_the_run_of_another_recipe_is_refused(tmp_path: Path) -> N
 def test_vllm_greedy_agrees_with_transformers_and_seeded_prompts_do_not_kill_it(embedded_model: Path) -> None:
     """In a process of its own: an engine changes the environment and the threads of the process that hosts it."""
     done = subprocess.run(
-        [sys.executable, __file__, str(embedded_model)], cwd=ROOT, capture_output=True, text=True, timeout=400
+        [sys.executable, __file__, str(embedded_model)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=400,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     for row in json.loads(done.stdout.splitlines()[-1]):
@@ -263,7 +268,7 @@ def greedy(folder: str) -> list[dict[str, str]]:
         return await asyncio.gather(*(engine.complete(request) for request in [*requests, *seeded]))
 
     completions = asyncio.run(serve())
-    assert all(completion.tokens == 4 for completion in completions[len(requests) :])
+    assert all(1 <= completion.tokens <= 4 for completion in completions[len(requests) :])  # 4, or the end before
     engine.close()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
