@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from factory.embedded import SCHEME, materialise
 from factory.errors import InputError
 from factory.plan import SAMPLE, unique
 from factory.recipe import Variant
-from strategies.contrast import Message
+from strategies.contrast import Message, Strategy
 
 HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
@@ -49,13 +50,13 @@ def check_models(order: Order) -> None:
             _check_prefill(name, variant, tokenizer, prefilled[name])
 
 
-def _prefilled(order: Order) -> dict[str, str]:
+def _prefilled(order: Order) -> dict[str, Strategy]:
     """Which variants must continue an opened assistant turn, and the strategy that asks for it."""
-    found: dict[str, str] = {}
+    found: dict[str, Strategy] = {}
     for strategy in order.strategies:
         for generation in unique([strategy.contrast(SAMPLE)]).values():
             if generation.prefill:
-                found.setdefault(generation.variant, strategy.name)
+                found.setdefault(generation.variant, strategy)
     return found
 
 
@@ -89,17 +90,17 @@ def _tokenizer(path: str, revision: str | None, trust_remote_code: bool) -> Any:
     return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
 
 
-def _check_prefill(name: str, variant: Variant, tokenizer: Any, strategy: str) -> None:
+def _check_prefill(name: str, variant: Variant, tokenizer: Any, strategy: Strategy) -> None:
     probe = "(a prefill)"
     try:
         text = tokenizer.decode(render(tokenizer, (("user", "Hello."),), probe))
     except Exception as error:  # noqa: BLE001 - templates are programs and raise what they like
         text = str(error)
     if not text.rstrip().endswith(probe):
+        way = "affix=system" if "affix" in {f.name for f in fields(strategy)} else "format=free"
         raise InputError(
-            f"strategies.{strategy}: the chat template of variant '{name}' ({variant.model}) cannot prefill the "
-            f"assistant turn; set strategies.{strategy}.affix=system (prefix, nparam) or format=free "
-            "(elicitive, refine)"
+            f"strategies.{strategy.name}: the chat template of variant '{name}' ({variant.model}) cannot prefill the "
+            f"assistant turn; set strategies.{strategy.name}.{way}"
         )
 
 
