@@ -76,7 +76,13 @@ class Checks:
         if "Thought:" in answer or "Response:" in answer or MARKER.search(answer):
             return True
         text = normal(answer)
-        return any(phrase in text and phrase not in asked for phrase in self.phrases)
+        return any(phrase in text and phrase not in asked and _stands_in(phrase, text) for phrase in self.phrases)
+
+
+def _stands_in(phrase: str, text: str) -> bool:
+    """Whether whole words of the text are the phrase: "use exactly this form" is not in "use exactly this formula"."""
+    end = r"(?!\w)" if phrase[-1].isalnum() else ""
+    return re.search(rf"(?<!\w){re.escape(phrase)}{end}", text) is not None
 
 
 def _parts(phrase: str) -> list[str]:

@@ -6,7 +6,6 @@ It needs no GPU, no model and no Ray, and it is the only place that decides abou
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -187,8 +186,9 @@ def _cpus(variant: Variant, nodes: Sequence[Node], sharing: int) -> int:
         return variant.cpus
     if variant.gpus or variant.engine == "scripted":
         return 1
-    # A replica lives on one node: the CPUs of the largest, shared by those that come to stand on it.
-    return max(1, int(max(node.cpus for node in nodes)) // math.ceil(sharing / len(nodes)))
+    # A replica lives on one node: the largest share with which all of them find room, be a head node without CPUs or not.
+    shares = range(int(max(node.cpus for node in nodes)), 0, -1)
+    return next((share for share in shares if sum(node.cpus // share for node in nodes) >= sharing), 1)
 
 
 def _needs(stages: Iterable[Stage]) -> list[tuple[float, float]]:
@@ -219,16 +219,20 @@ class _Free:
 
     def fits(self, cpus: float, gpus: float) -> bool:
         return self.cpus >= cpus and (
-            any(left >= gpus for left in self.gpus) if 0 < gpus < 1 else self.gpus.count(1.0) >= gpus
+            any(_room(left, gpus) for left in self.gpus) if 0 < gpus < 1 else self.gpus.count(1.0) >= gpus
         )
 
     def take(self, cpus: float, gpus: float) -> None:
         self.cpus -= cpus
         if 0 < gpus < 1:
-            fullest = min((i for i, left in enumerate(self.gpus) if left >= gpus), key=lambda i: self.gpus[i])
+            fullest = min((i for i, left in enumerate(self.gpus) if _room(left, gpus)), key=lambda i: self.gpus[i])
             self.gpus[fullest] -= gpus
         for _ in range(int(gpus)):
             self.gpus.remove(1.0)
+
+
+def _room(left: float, gpus: float) -> bool:
+    return left >= gpus - 1e-9  # 1 - 0.8 is a little less than 0.2
 
 
 def misfits(plan: Plan, nodes: Sequence[Node]) -> list[str]:

@@ -54,7 +54,7 @@ class Sampling(Section):
     """New tokens at least. Small models often stop at once after a prefill; 16 cures it (`docs/method.md`)."""
     repetition_penalty: PositiveFloat | None = None
     """Above 1 repeated tokens become less likely. Small models fall into loops, which end as `truncated`."""
-    stop: list[str] = []
+    stop: list[Annotated[str, Field(min_length=1)]] = []
     """Texts that end a completion and are not part of it; a blank line keeps small models from rambling on."""
 
 

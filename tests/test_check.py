@@ -45,6 +45,7 @@ def test_check_clean_pair_is_kept(preset: Preset) -> None:
         "My first thought: ask a friend. Their response: silence.",
         "1 < 2 and 3 > 2, so <b>2</b> lies between them.",
         "Use `print('{}')` and %s; 100 % sure.",
+        "Use exactly this formula: distance divided by time.",  # not "use exactly this form"
         "x",
         "42",
     ],

@@ -270,6 +270,14 @@ def test_schedule_default_cpus_fit_on_a_cluster_of_cpu_nodes(schedule: str) -> N
     assert misfits(make_plan(made(f"schedule={schedule}"), nodes), nodes) == []
 
 
+@pytest.mark.parametrize("nodes", [[Node(0, 0), Node(8, 0)], [Node(2, 0), Node(8, 0)]])
+@pytest.mark.parametrize("schedule", ["auto", "phased", "streaming"])
+def test_schedule_default_cpus_fit_where_the_head_node_has_few_or_none(schedule: str, nodes: list[Node]) -> None:
+    """A head node with 0 CPUs is the usual set-up on Kubernetes. 4 replicas have room on the other: 8 // 4 = 2 each."""
+    wanted = made(f"schedule={schedule}", "variants.strong.replicas=2")
+    assert misfits(make_plan(wanted, nodes), nodes) == []
+
+
 # GPUs.
 
 
@@ -326,6 +334,9 @@ def test_gpus_node_of_four_is_too_small_by_the_numbers() -> None:
         ([(1, 0.5)] * 2, [(8, 1)], True),
         ([(1, 0.5)] * 3, [(8, 1)], False),
         ([(1, 0.1)] * 10, [(16, 1)], True),
+        # 1 - 0.8 is 0.19999999999999996 in floating point, and still room for 0.2.
+        ([(1, 0.8), (1, 0.2)], [(8, 1)], True),
+        ([(1, 0.4), (1, 0.4), (1, 0.2)], [(8, 1)], True),
         ([(1, 0.6)] * 2, [(8, 2)], True),
         ([(1, 0.6)] * 3, [(8, 2)], False),  # 1.8 of 2, but a replica cannot take 0.4 of one GPU and 0.2 of another
         ([(1, 1), (1, 0.5), (1, 0.5)], [(8, 2)], True),

@@ -170,6 +170,8 @@ def test_recipe_variant_named_like_a_field_does_not_confuse_the_hint() -> None:
         ("sampling.top_p=0", ("sampling.top_p: ", "greater than 0")),
         ("sampling.temperature=-1", ("sampling.temperature: ", "got -1")),
         ("sampling.temperature=.nan", ("sampling.temperature: ",)),
+        ("sampling.temperature=.inf", ("sampling.temperature: ",)),
+        ("sampling.stop=['']", ("sampling.stop",)),  # vLLM refuses an empty stop text, one request after another
         ("variants={}", ("variants: ", "at least 1")),
         ("variants.strong.engine=vlm", ("variants.strong.engine: ", "'vllm' or 'scripted'", "'vlm'")),
         ("variants.strong.gpus=1.5", ("variants.strong: gpus is 1.5", "whole number")),
@@ -195,6 +197,7 @@ def test_recipe_variant_named_like_a_field_does_not_confuse_the_hint() -> None:
         ("strategies.leaderboard.ladder=[small, small]", ("strategies.leaderboard: ladder names 'small' twice",)),
         ("train.sharding=zero1", ("train.sharding: ", "'zero2'", "'zero1'")),
         ("train.learning_rate=0", ("train.learning_rate: ",)),
+        ("train.learning_rate=.inf", ("train.learning_rate: ",)),
         # 128 pairs a step cannot be spread evenly over 7 workers of 1.
         ("train.workers=7", ("train.batch_size: 128 is not a multiple", "7 x 1")),
         ("train.micro_batch_size=3", ("train.batch_size: 128 is not a multiple", "8 x 3")),
