@@ -186,7 +186,7 @@ def _cpus(variant: Variant, nodes: Sequence[Node], sharing: int) -> int:
         return variant.cpus
     if variant.gpus or variant.engine == "scripted":
         return 1
-    # A replica lives on one node: the largest share with which all of them find room, be a head node without CPUs or not.
+    # A replica lives on one node: the largest share with which all find room, also beside a head node without CPUs.
     shares = range(int(max(node.cpus for node in nodes)), 0, -1)
     return next((share for share in shares if sum(node.cpus // share for node in nodes) >= sharing), 1)
 
