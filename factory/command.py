@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import errno
 import json
-import shutil
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated
 
 import ray
 import typer
 
-from factory.cookbook import Order, built_in, order
-from factory.errors import InputError, PopalignError, RunError
-from factory.generate import generate
+from factory.cookbook import Order, built_in, check, order
+from factory.errors import InputError, PopalignError, RunError, root_cause
+from factory.generate import generate, progress_of
 from factory.model import check_models, token_counter
 from factory.pair import make_pairs
-from factory.plan import Node, Plan, make_plan, misfits, require_fit
+from factory.place import Place
+from factory.plan import Node, make_plan, misfits, require_fit
 from factory.prompt import Staged, check_sources, stage
-from factory.run import Run
+from factory.run import Run, damaged
 from factory.session import cluster_address, here, session
 from factory.summary import show_pairs, show_plan, show_summary
 from factory.terminal import Terminal
+from factory.watch import Limits
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
 RecipeName = Annotated[str, typer.Argument(help=f"A built-in recipe ({', '.join(built_in())}) or a YAML file.")]
-RunPath = Annotated[Path, typer.Argument(help="A run directory, as `popalign generate` has made it.")]
+RunPath = Annotated[str, typer.Argument(help="A run directory, as `popalign generate` has made it.")]
 Overrides = Annotated[
     list[str],
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, such as prompts.limit=64."),
@@ -37,6 +38,10 @@ Overrides = Annotated[
 Cpus = Annotated[
     int | None,
     typer.Option(help="Logical CPUs of the Ray that is started when RAY_ADDRESS names no cluster; default: all cores."),
+]
+MaxHours = Annotated[
+    float | None,
+    typer.Option(min=0.0, help="Stop cleanly after so many hours of generating; the same command goes on from there."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program instead of text.")]
 
@@ -63,12 +68,18 @@ def plan_command(recipe: RecipeName, set_: Overrides = [], cpus: Cpus = None, as
     show_plan(terminal, recipe, wanted, plan, problems)
 
 
-def generate_command(recipe: RecipeName, set_: Overrides = [], cpus: Cpus = None) -> None:  # noqa: B006
+def generate_command(
+    recipe: RecipeName,
+    set_: Overrides = [],  # noqa: B006
+    cpus: Cpus = None,
+    max_hours: MaxHours = None,
+) -> None:
     """Make every completion that a recipe asks for. Run it again after a crash: what is stored is not made again."""
     wanted = order(recipe, set_)
+    limits = limits_of(wanted, max_hours)
     terminal = Terminal()
-    with started(wanted, terminal, cpus=cpus, training=False) as (run, plan):
-        generate_step(run, plan, terminal)
+    with started(wanted, terminal, cpus=cpus, training=False) as (run, nodes):
+        generate_step(run, nodes, terminal, limits)
         terminal.say(f"next: popalign pairs {run.path}")
 
 
@@ -81,42 +92,58 @@ def pairs_command(run: RunPath, cpus: Cpus = None) -> None:
     show_pairs(terminal, opened)
 
 
-def status_command(run: RunPath, as_json: AsJson = False) -> None:
-    """Say what of a run is done: prompts, generations, pairs with reasons, model."""
+def status_command(
+    run: RunPath,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare every stored file with its checksum.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what of a run is done, what is left, what failed and why."""
     opened = Run.open(run)
     terminal = Terminal()
+    bad = damaged(opened) if verify else []
     if as_json:
-        terminal.say(json.dumps(opened.manifest, indent=2, ensure_ascii=False))
-        return
-    show_summary(terminal, opened)
+        facts = {**opened.manifest, "progress": progress_of(opened), **({"damaged": bad} if verify else {})}
+        terminal.say(json.dumps(facts, indent=2, ensure_ascii=False))
+    else:
+        show_summary(terminal, opened)
+    if bad:
+        raise RunError(f"{len(bad)} of the stored files are damaged: {'; '.join(bad[:5])}; restore them from a copy")
+    if verify and not as_json:
+        terminal.say("checksums    all stored files are as they were written")
+
+
+def limits_of(wanted: Order, max_hours: float | None) -> Limits:
+    """The limits of a command, its budget counted from now."""
+    until = None if max_hours is None else time.monotonic() + 3600 * max_hours
+    return Limits(max_failure_rate=wanted.recipe.max_failure_rate, until=until, hours=max_hours)
 
 
 @contextmanager
-def started(wanted: Order, terminal: Terminal, *, cpus: int | None, training: bool) -> Iterator[tuple[Run, Plan]]:
+def started(wanted: Order, terminal: Terminal, *, cpus: int | None, training: bool) -> Iterator[tuple[Run, list[Node]]]:
     """Check everything, connect to Ray, then make the run directory and stage the prompts: in this order, so that a
     mistake leaves nothing behind and what cannot fit is said within seconds."""
     if cluster_address() is None:
         require_fit(make_plan(wanted, here(cpus)), here(cpus), training=training)
     check_sources(wanted.recipe.prompts)
     check_models(wanted)
-    logs = Path(wanted.recipe.run).absolute() / "logs"
+    logs = Run(Place.of(wanted.recipe.run), wanted).logs
     with session(logs, cpus=cpus) as nodes:
-        plan = make_plan(wanted, nodes)
-        require_fit(plan, nodes, training=training)
+        require_fit(make_plan(wanted, nodes), nodes, training=training)
         run = Run.create(wanted)
-        terminal.redirect(run.logs / "popalign.log")
-        with translated(run):
+        with run.locked(), translated(run):
+            terminal.redirect(run.logs / "popalign.log")
             if "prompts" not in run.manifest:
                 stage_step(run, terminal)
-            yield run, plan
+            yield run, nodes
 
 
 @contextmanager
 def at_work(run: Run, terminal: Terminal, *, cpus: int | None) -> Iterator[list[Node]]:
     """Connect to Ray for work on a run that exists."""
-    terminal.redirect(run.logs / "popalign.log")
-    with session(run.logs, cpus=cpus) as nodes, translated(run):
-        yield nodes
+    with run.locked():
+        terminal.redirect(run.logs / "popalign.log")
+        with session(run.logs, cpus=cpus) as nodes, translated(run):
+            yield nodes
 
 
 @contextmanager
@@ -130,48 +157,44 @@ def translated(run: Run) -> Iterator[None]:
             raise cause from error
         traceback.print_exception(error)  # to the log
         what = " ".join(str(cause).split())[:300] or type(cause).__name__
-        if isinstance(cause, OSError) and cause.errno in NO_ROOM:
-            raise InputError(f"run: cannot write {run.path}: {cause.strerror}; what is stored is kept") from error
+        if isinstance(cause, OSError) and (cause.errno in NO_ROOM or "No space left" in str(cause)):
+            raise InputError(
+                f"run: cannot write {run.path}: {cause.strerror or cause}; what is stored is kept, and the same "
+                "command goes on from there"
+            ) from error
         raise RunError(
             f"{type(cause).__name__}: {what}; what is stored is kept, and the same command goes on from there; "
             f"logs: {run.logs}"
         ) from error
 
 
-def root_cause(error: BaseException) -> BaseException:
-    """The error that a worker raised, under what Ray wraps around it."""
-    seen: set[int] = set()
-    while id(error) not in seen:
-        seen.add(id(error))
-        error = getattr(error, "cause", None) or error.__cause__ or error
-    return error
-
-
 def stage_step(run: Run, terminal: Terminal) -> None:
     """Stage the prompts of a new run."""
-    target = run.path / "prompts"
-    shutil.rmtree(target, ignore_errors=True)  # staged before, but the manifest was never written
-    settings = run.order.recipe.prompts
+    folder = run.begin("prompts")
     try:
-        staged = stage(
-            settings,
-            target,
-            count_tokens=token_counter(run.order),
-            metadata=run.metadata,
-            rows_per_group=run.order.recipe.rows_per_task,
-        )
+        with terminal.progress("prompts", run.order.recipe.prompts.limit, "prompts") as meter:
+            staged, written = stage(
+                run.order.recipe.prompts,
+                folder,
+                count_tokens=token_counter(run.order),
+                metadata=run.metadata,
+                progress=meter.update,
+            )
     except (InputError, OSError):
         run.discard()
         raise
-    run.update(prompts={"set": ".", **staged.summary()})
-    terminal.say(_staged(staged))
+    run.switch("prompts", folder, written, **staged.summary())
+    terminal.say(_staged(staged, folder))
 
 
-def generate_step(run: Run, plan: Plan, terminal: Terminal) -> None:
+def generate_step(run: Run, nodes: list[Node], terminal: Terminal, limits: Limits) -> None:
     """Generate, with progress."""
-    facts = generate(run, plan, terminal.progress)
+    made = run.manifest.get("generations", {}).get("recipe")
+    before = check(made, f"{run.path}/manifest.json") if made else None
+    plan = make_plan(run.order, nodes, num_prompts=run.manifest["prompts"]["ready"], made=before)
+    facts = generate(run, plan, terminal.progress, limits)
     tokens = sum(variant["tokens"] for variant in facts["by_variant"].values())
-    terminal.say(f"generations: {facts['prompts']} prompts complete, {tokens:,} new tokens in {run.path}/generations")
+    terminal.say(f"generations: {facts['prompts']:,} prompts complete, {tokens:,} new tokens in {run.path}/generations")
 
 
 def pairs_step(run: Run, terminal: Terminal) -> None:
@@ -179,8 +202,8 @@ def pairs_step(run: Run, terminal: Terminal) -> None:
     make_pairs(run, terminal.progress)
 
 
-def _staged(staged: Staged) -> str:
+def _staged(staged: Staged, folder: Place) -> str:
     aside = "".join(f", {number} set aside ({reason})" for reason, number in staged.set_aside.items())
     doubles = f", {staged.duplicates} duplicates dropped" if staged.duplicates else ""
-    where = " (listed in prompts/set_aside.jsonl)" if aside else ""
-    return f"prompts: {staged.read} read, {staged.ready} ready{doubles}{aside}{where}"
+    where = f" (listed in {folder}/set_aside.jsonl)" if aside else ""
+    return f"prompts: {staged.read:,} read, {staged.ready:,} ready{doubles}{aside}{where}"

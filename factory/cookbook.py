@@ -55,14 +55,18 @@ def read(name: str) -> dict[str, Any]:
     path = Path(name)
     try:
         if name in built_in():
-            text = (files("factory") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
-        elif path.suffix in {".yaml", ".yml"} or path.exists():
-            text = path.read_text(encoding="utf-8")
-        else:
-            raise InputError(f"unknown recipe '{name}'{nearest(name, built_in())} (or the path of a .yaml file)")
-        data = yaml.safe_load(text)
+            return parse((files("factory") / "recipes" / f"{name}.yaml").read_bytes(), name)
+        if path.suffix in {".yaml", ".yml"} or path.exists():
+            return parse(path.read_bytes(), name)
     except OSError as error:
         raise InputError(f"cannot read recipe {name}: {error.strerror}") from None
+    raise InputError(f"unknown recipe '{name}'{nearest(name, built_in())} (or the path of a .yaml file)")
+
+
+def parse(content: bytes, name: str) -> dict[str, Any]:
+    """The YAML of a recipe's text; ``name`` is for the messages."""
+    try:
+        data = yaml.safe_load(content.decode())
     except UnicodeDecodeError:
         raise InputError(f"recipe {name} is not UTF-8 text") from None
     except yaml.YAMLError as error:
@@ -161,7 +165,8 @@ def _set(data: dict[str, Any], override: str) -> None:
 def _message(error: ValidationError, prefix: str = "") -> str:
     """The first mistake of a validation in one line, with its key."""
     first = error.errors()[0]
-    location = [str(part) for part in first["loc"] if part not in {"[key]", "str", "list[str]"}]
+    branches = ("[key]", "str", "list[str]", "constrained-int", "tuple[constrained-int, constrained-int]")
+    location = [str(part) for part in first["loc"] if part not in branches]
     key = ".".join(location)
     if first["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
         *parents, word = location

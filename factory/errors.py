@@ -2,7 +2,8 @@
 
 PopalignError
 ├── InputError    the user's input is wrong: a recipe, a prompt file, a model, a plan that does not fit (exit code 2)
-└── RunError      a run failed, or its books do not balance (exit code 1)
+├── RunError      a run failed, or its books do not balance (exit code 1)
+└── Stopped       a run was asked to stop, by a signal (exit code 128 + its number) or a budget (exit code 1)
 """
 
 from __future__ import annotations
@@ -25,6 +26,30 @@ class InputError(PopalignError, ValueError):
 
 class RunError(PopalignError):
     """A run could not be finished; what is done is kept."""
+
+
+class Stopped(PopalignError):
+    """A run was asked to stop, and has stored what was in flight."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message, exit_code)
+        self.exit_code = exit_code
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+    def with_way(self, done: str, run: object) -> Stopped:
+        """The same, with what is done and how to go on."""
+        return Stopped(f"{self}: {done}; go on with: popalign generate {run}/recipe.yaml", self.exit_code)
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The error that a worker raised, under what Ray wraps around it."""
+    seen: set[int] = set()
+    while id(error) not in seen:
+        seen.add(id(error))
+        error = getattr(error, "cause", None) or error.__cause__ or error
+    return error
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

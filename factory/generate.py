@@ -1,196 +1,308 @@
-"""Generate: every completion that the recipe asks for, made once, stored, and counted."""
+"""Generate: every completion that the recipe asks for, made once, stored, and counted.
+
+A row is in the set of the number of variants that it has passed: 0 are the prompts, or the generations of a recipe that
+has since gained a strategy; the last is complete. Each step takes rows from one set to a later one, so what is stored
+counts whatever schedule the next command has, and a row that is in a later set is never read again from an earlier one.
+"""
 
 from __future__ import annotations
 
 import math
-import shutil
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from factory.board import Board, Totals
-from factory.errors import RunError
+from factory import compact
+from factory.board import Board, View
+from factory.errors import PopalignError, RunError, Stopped, root_cause
 from factory.model import resolve
-from factory.plan import Plan, Stage
-from factory.pool import Pool
-from factory.run import Run
-from factory.shard import GENERATION, ShardSink, shards
-from factory.source import SliceSource, finished_ids
+from factory.place import Place
+from factory.plan import Plan, Stage, refit
+from factory.pool import Job, Pool
+from factory.run import Run, now, plain
+from factory.session import nodes
+from factory.shard import GENERATION, ShardSink, parquet, rows_per_group, shards
+from factory.source import Slice, SliceSource, counted, finished_ids, merged, slices
 from factory.terminal import Meter
+from factory.watch import Limits, NodeLost, signals, watching
 
 # Requests that wait at an engine, as a multiple of the sequences it decodes at once: it never runs dry, and rows
 # are finished (and stored) one after another instead of all at the end.
 REQUESTS_AHEAD = 1.5
-# A finished shard is work that a crash cannot take away; more rows in one are fewer files.
-MAX_ROWS_PER_SHARD = 1024
-SHARDS_WANTED = 64
+# Tasks of one Ray Data execution. The driver holds some kilobytes for each; more rows than fit go through one
+# execution after another, so that its memory does not grow with their number.
+MAX_TASKS = 16_384
+MAX_ROWS_PER_TASK = 64
+TASKS_PER_REPLICA = 8
+# What is stored at once is what a crash cannot take away; a set has a thousand such files, or files of this many rows.
+FILES_PER_SET = 1_000
+MAX_ROWS_PER_FILE = 8_192
+# Executions that end with a lost node or actor and have not stored anything: the next would not either.
+MAX_FRUITLESS = 3
+
+# What an execution ends with where a part of the cluster went away under it.
+LOST = (NodeLost, ray.exceptions.ActorError, ray.exceptions.RaySystemError, ray.exceptions.ObjectLostError)
 
 # (title, total, unit) -> something to tell how far it is; see factory.terminal
 Progress = Callable[[str, float | None, str], AbstractContextManager[Meter]]
 
 
-def generate(run: Run, plan: Plan, progress: Progress) -> dict[str, Any]:
+def generate(run: Run, plan: Plan, progress: Progress, limits: Limits) -> dict[str, Any]:
     """Make the run's generations, or what is missing of them, and say in the manifest that they are complete.
 
     Raises:
-        RunError: rows are missing or repeated at the end; the run directory keeps what is done.
+        RunError: rows are missing at the end, or too many fail; the run directory keeps what is done.
+        Stopped: a limit was reached or a signal came.
     """
+    entry = run.manifest.get("generations")
+    if entry and (entry["fingerprint"] == run.order.fingerprint or not plan.stages):
+        run.update(generations={**entry, **_made_by(run)})
+        return dict(run.manifest["generations"])
+    # On the driver's node: if that one is lost, so is the driver.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    work = _Work(run, plan, Board.options(scheduling_strategy=here).remote(), progress, limits)
     started = time.monotonic()
-    prompts = run.current("prompts", "generate RECIPE")
-    final = run.path / "generations" / run.order.fingerprint
-    board = Board.remote()
-    _quiet_ray_data()
-    if plan.schedule == "streaming":
-        _step(run, plan.stages, shards(prompts), final, board, progress)
-    else:
-        source = shards(prompts)
-        for number, stage in enumerate(plan.stages):
-            last = number == len(plan.stages) - 1
-            target = final if last else run.path / "stages" / f"{number}-{stage.variant}"
-            if not _complete(run, final):
-                _step(run, (stage,), source, target, board, progress)
-                source = shards(target)
-    facts = _books(run, final)
-    totals = ray.get(board.totals.remote())
-    seconds = time.monotonic() - started
-    run.switch("generations", final, **facts, **_effort(run, totals, seconds))
-    shutil.rmtree(run.path / "stages", ignore_errors=True)
+    ended = "failed"
+    try:
+        with signals(limits):
+            for first, last in plan.steps:
+                work.step(first, last)
+        ended = "done"
+    except Stopped:
+        ended = "stopped"
+        raise
+    finally:
+        _note_effort(run, work, time.monotonic() - started, ended)
+    work.finish()
     return dict(run.manifest["generations"])
 
 
-def _effort(run: Run, totals: dict[str, Totals], seconds: float) -> dict[str, Any]:
-    """Seconds and counts of this command added to those of earlier ones that were interrupted or topped up."""
-    before = run.manifest.get("generations", {})
-    return {
-        "seconds": round(seconds + before.get("seconds", 0.0), 2),
-        "by_variant": {name: asdict(total) for name, total in totals.items()} or before.get("by_variant", {}),
+def _made_by(run: Run) -> dict[str, Any]:
+    return {"fingerprint": run.order.fingerprint, "recipe": plain(run.order.recipe)}
+
+
+def _note_effort(run: Run, work: _Work, seconds: float, ended: str) -> None:
+    """Add what this command did, also in vain, to the manifest's list."""
+    view: View = ray.get(work.board.view.remote())
+    entry = {
+        "at": now(),
+        "seconds": round(seconds, 2),
+        "ended": ended,
+        "by_variant": {name: _figures(total) for name, total in view.totals.items()},
+        "faults": [asdict(fault) for fault in view.faults] + work.lost,
     }
+    run.update(effort=[*run.manifest.get("effort", []), entry])
 
 
-def _complete(run: Run, final: Path) -> bool:
-    return len(_finished(final)) >= run.manifest["prompts"]["ready"]
+def _figures(total: Any) -> dict[str, Any]:
+    names = ("requests", "failed", "prompt_tokens", "tokens", "cached_tokens", "replicas", "seconds")
+    return {name: getattr(total, name) for name in names}
 
 
-def _step(
-    run: Run, stages: tuple[Stage, ...], source: list[Path], target: Path, board: Any, progress: Progress
-) -> None:
-    """Stream the rows that ``target`` does not hold yet through the pools of some stages into its shards."""
-    target.mkdir(parents=True, exist_ok=True)
-    finished = _finished(target)
-    num_ready = run.manifest["prompts"]["ready"]
-    if len(finished) >= num_ready:
-        return
-    rows_per_task = run.order.recipe.rows_per_task
-    reading = SliceSource(source, rows_per_task=rows_per_task, done=ray.put(finished))
-    rows_per_shard = min(MAX_ROWS_PER_SHARD, rows_per_task * max(1, reading.num_slices // SHARDS_WANTED))
-    data = ray.data.read_datasource(reading, num_cpus=0, override_num_blocks=max(1, reading.num_slices))
-    for stage in stages:
-        data = _pool(data, run, stage, board)
-    sink = ShardSink(
-        target,
-        schema=GENERATION,
-        key="prompt_id",
-        metadata=run.metadata,
-        rows_per_shard=rows_per_shard,
-        rows_per_group=rows_per_task,
-    )
-    names = " and ".join(dict.fromkeys(stage.variant for stage in stages))
-    owed = (num_ready - len(finished)) * sum(stage.generations for stage in stages)
-    with progress(f"generate {names}", owed, "completions") as meter, _watching(board, meter, stages):
-        data.write_datasink(sink, ray_remote_args={"num_cpus": 0})
-        meter.update(owed)
+class _Work:
+    """The steps of one command."""
 
+    def __init__(self, run: Run, plan: Plan, board: Any, progress: Progress, limits: Limits) -> None:
+        self._run = run
+        self._stages = plan.stages
+        self.board = board
+        self._progress = progress
+        self._limits = limits
+        self._ready: int = run.manifest["prompts"]["ready"]
+        self.lost: list[dict[str, Any]] = []  # executions that ended with a lost node
+        entry = run.manifest.get("generations")
+        base = run.path / "generations" / entry["set"] if entry else run.current("prompts", "generate RECIPE")
+        here = run.path / "progress" / run.order.fingerprint
+        self._sets = [base, *(here / str(number) for number in range(1, len(plan.stages) + 1))]
+        _quiet_ray_data()
 
-@contextmanager
-def _watching(board: Any, meter: Meter, stages: tuple[Stage, ...]) -> Iterator[None]:
-    """Keep the meter up to date from the board, once a second."""
-    names = {stage.variant for stage in stages}
-    stop = threading.Event()
+    def step(self, first: int, last: int) -> None:
+        """Take all rows through the pools ``first`` to ``last``."""
+        stages: Sequence[Stage] = self._stages[first : last + 1]
+        names = " and ".join(dict.fromkeys(stage.variant for stage in stages))
+        fruitless = 0
+        stored = self._stored(last + 1)
+        owed = (self._ready - stored) * sum(stage.generations for stage in stages)
+        if stored >= self._ready:
+            return
+        with self._progress(f"generate {names}", owed, "completions") as meter:
+            while stored < self._ready:
+                before, began = stored, time.time()
+                try:
+                    with watching(self.board, meter, {stage.variant for stage in stages}, self._limits):
+                        self._execute(stages, first, last)
+                    error = None
+                except (ray.exceptions.RayError, NodeLost) as raised:
+                    error = raised
+                ray.get(self.board.rest.remote())
+                stored = self._stored(last + 1)
+                if self._limits.why is not None:
+                    raise self._limits.why.with_way(f"{stored} of {self._ready} prompts are stored", self._run.path)
+                if error is None:
+                    break
+                fruitless = fruitless + 1 if stored == before else 0
+                stages = self._recover(error, stages, fruitless, began, meter)
+            meter.update(owed)
+        for done in self._sets[1 : last + 1]:  # their rows are all in later sets
+            done.remove()
 
-    def look() -> tuple[int, int]:
-        totals: dict[str, Totals] = ray.get(board.totals.remote(), timeout=10)
-        mine = [totals[name] for name in names if name in totals]
-        return sum(total.requests + total.errors for total in mine), sum(total.tokens for total in mine)
-
-    before, tokens_before = look()
-
-    def watch() -> None:
-        last, last_tokens = time.monotonic(), tokens_before
-        while not stop.wait(1.0):
-            try:
-                done, tokens = look()
-            except ray.exceptions.RayError:
-                continue  # the board is busy or going away; a figure late is no harm
-            now = time.monotonic()
-            rate = f"{(tokens - last_tokens) / (now - last):,.0f} tokens/s" if done > before else "engine starts"
-            meter.update(done - before, rate)
-            last, last_tokens = now, tokens
-
-    thread = threading.Thread(target=watch, name="watch", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
-def _pool(data: Dataset, run: Run, stage: Stage, board: Any) -> Dataset:
-    recipe = run.order.recipe
-    variant = recipe.variants[stage.variant]
-    num_tasks = 1 + math.ceil(
-        REQUESTS_AHEAD * variant.max_num_seqs / (recipe.rows_per_task * max(1.0, stage.generations))
-    )
-    return data.map_batches(
-        Pool,
-        fn_constructor_kwargs={
-            "name": stage.variant,
-            "variant": variant.model_copy(update={"model": resolve(variant)}),
-            "strategies": run.order.strategies,
-            "sampling": recipe.sampling,
-            "run_seed": recipe.seed,
-            "cpus": int(stage.cpus),
-            "logs": str(run.logs),
-            "board": board,
-        },
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ActorPoolStrategy(
-            size=stage.replicas,
-            max_tasks_in_flight_per_actor=2 * num_tasks,
-            max_concurrent_calls_per_actor=num_tasks,
-        ),
-        num_cpus=stage.cpus,
-        num_gpus=stage.gpus or None,
-        udf_modifying_row_count=False,
-    )
-
-
-def _finished(directory: Path) -> np.ndarray:
-    """Sorted ids of the rows that are stored in a directory."""
-    paths = [str(path) for path in shards(directory)] if directory.is_dir() else []
-    return np.asarray(ray.get(finished_ids.remote(paths))) if paths else np.empty(0, dtype="S32")
-
-
-def _books(run: Run, final: Path) -> dict[str, Any]:
-    """Every prompt that is ready has one row of generations."""
-    rows = _finished(final)
-    num_unique = len(np.unique(rows))
-    ready = run.manifest["prompts"]["ready"]
-    if not len(rows) == num_unique == ready:
-        raise RunError(
-            f"the books do not balance: {ready} prompts are ready, {len(rows)} rows of generations are stored, "
-            f"{num_unique} of them different; run the same command again to fill what is missing"
+    def _recover(
+        self, error: Exception, stages: Sequence[Stage], fruitless: int, began: float, meter: Meter
+    ) -> Sequence[Stage]:
+        """The pools for another execution after one that was lost with a node; an error of ours is raised."""
+        cause = root_cause(error)
+        lost = isinstance(cause, LOST)
+        left = refit(stages, nodes()) if lost else None
+        if left is None or fruitless >= MAX_FRUITLESS or isinstance(cause, PopalignError):
+            raise error
+        traceback.print_exception(error)  # to the log
+        self.lost.append(
+            {"variant": " and ".join(stage.variant for stage in stages), "what": type(cause).__name__, "at": began}
         )
-    return {"prompts": ready}
+        replicas = ", ".join(f"{stage.replicas} x {stage.variant}" for stage in left)
+        meter.say(f"a node was lost ({type(cause).__name__}); going on from what is stored with {replicas}")
+        return left
+
+    def _stored(self, passed: int) -> int:
+        """Prompts whose row is in the set of so many passes, or a later one."""
+        _, unique = ray.get(counted.remote(self._ids(passed)))
+        return int(unique)
+
+    def _ids(self, passed: int) -> ray.ObjectRef:
+        """The sorted ids of the rows in the set of so many passes and all later ones."""
+        places = [place for folder in self._sets[passed:] for place in shards(folder)]
+        parts = [places[i : i + 256] for i in range(0, len(places), 256)] or [[]]
+        return merged.remote(*(finished_ids.remote(part) for part in parts))
+
+    def _execute(self, stages: Sequence[Stage], first: int, last: int) -> None:
+        """Stream the rows that are left through the pools, in as few executions as the driver's memory allows."""
+        rows_left = self._ready - self._stored(last + 1)
+        rows_per_task = self._rows_per_task(rows_left, stages)
+        parts = []
+        # The rows that have come furthest first.
+        for passed in range(last, first - 1, -1):
+            done = self._ids(passed + 1)
+            parts += [(part, done) for part in slices(shards(self._sets[passed]), rows_per_task)]
+        for chapter in batched(parts, MAX_TASKS):
+            if self._limits.why is None:
+                self._stream(chapter, stages, self._sets[last + 1], rows_per_task)
+
+    def _rows_per_task(self, rows_left: int, stages: Sequence[Stage]) -> int:
+        wanted = self._run.order.recipe.rows_per_task
+        if wanted is not None:
+            return wanted
+        replicas = max(stage.replicas for stage in stages)
+        few = min(MAX_ROWS_PER_TASK, math.ceil(rows_left / (TASKS_PER_REPLICA * replicas)))
+        return max(few, min(1024, math.ceil(rows_left / MAX_TASKS)), 1)
+
+    def _stream(
+        self, parts: Sequence[tuple[Slice, ray.ObjectRef]], stages: Sequence[Stage], target: Place, rows_per_task: int
+    ) -> None:
+        """One execution of Ray Data: source, pools, sink."""
+        data = ray.data.read_datasource(SliceSource(parts), num_cpus=0, override_num_blocks=len(parts))
+        for stage in stages:
+            data = self._pool(data, stage, rows_per_task)
+        rows = max(rows_per_task, min(MAX_ROWS_PER_FILE, self._ready // FILES_PER_SET))
+        sink = ShardSink(
+            target,
+            schema=GENERATION,
+            key="prompt_id",
+            metadata=self._run.metadata,
+            rows_per_shard=rows,
+            rows_per_group=rows_per_task,
+        )
+        data.write_datasink(sink, ray_remote_args={"num_cpus": 0})
+
+    def _pool(self, data: Dataset, stage: Stage, rows_per_task: int) -> Dataset:
+        recipe = self._run.order.recipe
+        variant = recipe.variants[stage.variant]
+        rows_at_once = 1 + math.ceil(REQUESTS_AHEAD * variant.max_num_seqs / max(1.0, stage.generations))
+        # One task more than fill the engine: its first rows take the place of the last rows of the one before.
+        num_tasks = 1 + math.ceil(rows_at_once / rows_per_task)
+        job = Job(
+            variant=stage.variant,
+            settings=variant.model_copy(update={"model": resolve(variant)}),
+            strategies=self._run.order.strategies,
+            sampling=recipe.sampling,
+            run_seed=recipe.seed,
+            cpus=int(stage.cpus),
+            rows_at_once=rows_at_once,
+            logs=str(self._run.logs),
+        )
+        sizes = (
+            {"min_size": stage.elastic[0], "max_size": stage.elastic[1], "initial_size": stage.replicas}
+            if stage.elastic
+            else {"size": stage.replicas}
+        )
+        return data.map_batches(
+            Pool,
+            fn_constructor_kwargs={"job": job, "board": self.board},
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(
+                **sizes, max_tasks_in_flight_per_actor=2 * num_tasks, max_concurrent_calls_per_actor=num_tasks
+            ),
+            num_cpus=stage.cpus,
+            num_gpus=stage.gpus or None,
+        )
+
+    def finish(self) -> None:
+        """Merge the files of the last set into shards, check the books, and switch them in."""
+        final = self._sets[-1]
+        places = shards(final)
+        finished = finished_ids.remote(places)
+        num_rows, num_unique = ray.get(counted.remote(finished))
+        if num_unique != self._ready:
+            raise RunError(
+                f"the books do not balance: {self._ready} prompts are ready, {num_unique} have their generations "
+                "stored; run the same command again to fill what is missing"
+            )
+        owner = compact.repeated(places, finished) if num_rows != num_unique else {}
+        folder = self._run.begin("generations")
+        files = {name: size for name, size in final.files().items() if name.endswith(".parquet")}
+        num_groups = rows_per_group(self._ready)
+        refs = [
+            compact.merge.remote(
+                [final / name for name in names], folder / f"{i:05d}.parquet", self._run.metadata, num_groups, owner
+            )
+            for i, names in enumerate(compact.groups(files))
+        ]
+        with self._progress("merge", len(refs), "shards") as meter:
+            for number in range(1, len(refs) + 1):
+                ray.wait(refs, num_returns=number)
+                meter.update(number)
+        written, counts = zip(*ray.get(refs), strict=True)
+        if sum(shard.num_rows for shard in written) != self._ready:
+            raise RunError(f"the books do not balance: {self._ready} prompts are ready, and not as many were merged")
+        by_variant = {name: asdict(count) for name, count in compact.merged_counts(counts).items()}
+        facts = {"prompts": self._ready, "by_variant": by_variant, **_made_by(self._run)}
+        self._run.switch("generations", folder, written, **facts)
+        (self._run.path / "progress").remove()
+
+
+def progress_of(run: Run) -> dict[str, Any]:
+    """What is stored of generations that are not complete: files and rows of each set of so many passes."""
+    folder = run.path / "progress" / run.order.fingerprint
+    out = {}
+    for place in folder.entries():
+        rows = 0
+        for shard in shards(place):
+            with parquet(shard) as file:
+                rows += file.metadata.num_rows
+        out[place.name] = rows
+    return out
+
+
+def batched(parts: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    """A sequence in pieces of at most ``size``."""
+    return (parts[i : i + size] for i in range(0, len(parts), size))
 
 
 def _quiet_ray_data() -> None:

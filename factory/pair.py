@@ -9,23 +9,22 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 
 from factory.check import Checks, Side
 from factory.cookbook import Order
 from factory.errors import RunError
 from factory.generate import Progress
+from factory.place import Place
 from factory.run import Run
-from factory.shard import PAIR, shards, write_shard
+from factory.shard import PAIR, ShardWriter, Written, parquet, shards
 from strategies.contrast import Generation, Message, Strategy
 
-# Rows of generations that go into one shard of pairs: at six pairs a row some 80 MiB of Python objects in a task.
-ROWS_PER_SHARD = 4_000
+# Rows of generations that a task holds as Python objects; their pairs are one row group.
+ROWS_AT_ONCE = 512
 # A reason is one of the checks' own, or one of these.
 MISSING = "generation_missing"
 ERROR = "generation_error"
@@ -98,19 +97,17 @@ def _turn(completion: dict[str, Any] | None) -> list[dict[str, str]]:
 
 
 @ray.remote(num_cpus=1)
-def _pair_shard(paths: list[str], target: str, order: Order, metadata: dict[str, str]) -> tuple[Books, str]:
-    """Read some shards of generations, write one shard of pairs in a fixed order, count it, and give its SHA-256."""
+def _pair_shard(source: Place, target: Place, order: Order, metadata: dict[str, str]) -> tuple[Books, Written]:
+    """Read one shard of generations and write one of pairs, in the same order, so that it is repeatable to the byte."""
     checks = Checks.of(order.preset)
-    rows: list[dict[str, Any]] = []
-    for path in paths:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=512):
-                for row in batch.to_pylist():
-                    rows += pairs_of(row, order.strategies, checks)
-    rows.sort(key=lambda row: (row["prompt_id"], row["pair_id"]))
-    write_shard(pa.Table.from_pylist(rows, PAIR), Path(target), metadata)
-    with Path(target).open("rb") as file:
-        return count(rows), hashlib.file_digest(file, "sha256").hexdigest()
+    writer = ShardWriter(PAIR, metadata)
+    books: Books = {}
+    with parquet(source) as file:
+        for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
+            rows = [pair for row in batch.to_pylist() for pair in pairs_of(row, order.strategies, checks)]
+            writer.add(pa.Table.from_pylist(rows, PAIR))
+            _add(books, count(rows))
+    return books, writer.write(target)
 
 
 def count(rows: Sequence[dict[str, Any]]) -> Books:
@@ -130,31 +127,24 @@ def make_pairs(run: Run, progress: Progress) -> dict[str, Any]:
         RunError: kept + rejected + failed is not the number of prompts for some strategy.
     """
     started = time.monotonic()
-    generations = run.current("generations", "generate RECIPE")
+    generations = run.current("generations", f"generate {run.path}/recipe.yaml")
     target = run.begin("pairs")
     order = ray.put(run.order)
-    groups = _groups(shards(generations))
-    limit = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    running: list[ray.ObjectRef] = []
-    refs: list[ray.ObjectRef] = []
-    with progress("pairs", len(groups), "shards") as meter:
-        for number, paths in enumerate(groups):
-            if len(running) == limit:
-                _, running = ray.wait(running)
-                meter.update(number + 1 - limit)
-            name = str(target / f"{number:05d}.parquet")
-            refs.append(_pair_shard.remote([str(path) for path in paths], name, order, run.metadata))
-            running.append(refs[-1])
-        written: list[tuple[Books, str]] = ray.get(refs)
-        meter.update(len(groups))
+    sources = shards(generations)
+    refs = [_pair_shard.remote(source, target / source.name, order, run.metadata) for source in sources]
+    with progress("pairs", len(refs), "shards") as meter:
+        for number in range(1, len(refs) + 1):
+            ray.wait(refs, num_returns=number)
+            meter.update(number)
     books: Books = {}
-    for part, _ in written:
+    written: list[Written] = []
+    for part, shard in ray.get(refs):
         _add(books, part)
+        written.append(shard)
     _check_books(run, books)
     outcomes = {strategy: outcomes_of(books[strategy]) for strategy in run.order.recipe.strategies}
-    checksum = hashlib.sha256("".join(digest for _, digest in written).encode()).hexdigest()
     seconds = round(time.monotonic() - started, 2)
-    run.switch("pairs", target, seconds=seconds, checksum=checksum, strategies=outcomes)
+    run.switch("pairs", target, written, seconds=seconds, strategies=outcomes)
     return dict(run.manifest["pairs"])
 
 
@@ -166,19 +156,6 @@ def outcomes_of(book: dict[str, int]) -> dict[str, Any]:
         if reason:
             out[status][reason] = number
     return out
-
-
-def _groups(paths: list[Path]) -> list[list[Path]]:
-    groups: list[list[Path]] = [[]]
-    rows = 0
-    for path in paths:
-        size = pq.read_metadata(path).num_rows
-        if rows and rows + size > ROWS_PER_SHARD:
-            groups.append([])
-            rows = 0
-        groups[-1].append(path)
-        rows += size
-    return groups
 
 
 def _add(books: Books, more: Books) -> None:

@@ -6,9 +6,11 @@ It needs no GPU, no model and no Ray, and it is the only place that decides abou
 
 from __future__ import annotations
 
+import math
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from factory.cookbook import Order
@@ -33,6 +35,7 @@ class Stage:
 
     variant: str
     replicas: int
+    elastic: tuple[int, int] | None  # fewest and most replicas of a pool that follows its load
     cpus: float
     gpus: float
     generations: float
@@ -72,6 +75,14 @@ class Plan:
         }
 
     @property
+    def steps(self) -> list[tuple[int, int]]:
+        """Which stages run at the same time, as (first, last)."""
+        last = len(self.stages) - 1
+        if self.schedule == "streaming":
+            return [(0, last)]
+        return [(i, i) for i in range(last + 1)]
+
+    @property
     def cpus(self) -> float:
         """Logical CPUs that are held at once while generating."""
         return self._held([stage.replicas * stage.cpus for stage in self.stages])
@@ -82,29 +93,36 @@ class Plan:
         return self._held([stage.replicas * stage.gpus for stage in self.stages])
 
     def _held(self, per_stage: list[float]) -> float:
-        return sum(per_stage) if self.schedule == "streaming" else max(per_stage)
+        return sum(per_stage) if self.schedule == "streaming" else max(per_stage, default=0)
 
 
-def make_plan(order: Order, nodes: Sequence[Node], *, num_prompts: int | None = None) -> Plan:
+def make_plan(
+    order: Order, nodes: Sequence[Node], *, num_prompts: int | None = None, made: Order | None = None
+) -> Plan:
     """The plan for a machine or cluster, over a thousand made-up prompts where a strategy draws its variant by prompt.
 
-    A plan is also made where it does not fit; ``require_fit`` says so.
+    What an order before has ``made`` is not owed again. A plan is also made where it does not fit; ``require_fit`` says
+    so.
     """
+    num_prompts = num_prompts or order.recipe.prompts.limit
     drawing = any(len(strategy.variants) > 2 for strategy in order.strategies)
     prompts = [(Message("user", str(i)),) for i in range(1000 if drawing else 1)]
     contrasts = [[strategy.contrast(prompt) for strategy in order.strategies] for prompt in prompts]
     owed = [unique(row) for row in contrasts]
+    if made is not None:
+        there = [unique(strategy.contrast(prompt) for strategy in made.strategies) for prompt in prompts]
+        owed = [{i: g for i, g in row.items() if i not in old} for row, old in zip(owed, there, strict=True)]
     distinct = sum(map(len, owed)) / len(owed)
     asked = sum(len(unique([contrast])) for row in contrasts for contrast in row) / len(owed)
     passes = stage_order(generation for row in owed for generation in row.values())
-    schedule, stages = _schedule(order.recipe, passes, owed, nodes)
+    schedule, stages = _schedule(order.recipe, passes, owed, nodes, num_prompts)
     train = order.recipe.train
     return Plan(
         schedule=schedule,
         stages=stages,
         generations_per_prompt=distinct,
         saved_by_sharing=asked - distinct,
-        num_prompts=num_prompts or order.recipe.prompts.limit,
+        num_prompts=num_prompts,
         train_workers=train.workers if train else 0,
         train_cpus=train.cpus_per_worker if train else 0,
         train_gpus=train.gpus_per_worker if train else 0,
@@ -123,7 +141,8 @@ def stage_order(generations: Iterable[Generation]) -> list[str]:
     A variant stands twice where two variants wait for each other's answers (A revises B, which revises A).
     """
     pending = {generation.id: generation for generation in generations}
-    made: set[str] = set()
+    # Replies to what is not among them were made before.
+    made = {reply.id for generation in pending.values() for reply in generation.replies} - pending.keys()
     order: list[str] = []
     while pending:
         variants = list(dict.fromkeys(generation.variant for generation in pending.values()))
@@ -147,44 +166,98 @@ def _resolvable(variant: str, pending: dict[str, Generation], made: set[str]) ->
 
 
 def _schedule(
-    recipe: Recipe, passes: list[str], owed: list[dict[str, Generation]], nodes: Sequence[Node]
+    recipe: Recipe, passes: list[str], owed: list[dict[str, Generation]], nodes: Sequence[Node], num_prompts: int | None
 ) -> tuple[Literal["streaming", "phased"], tuple[Stage, ...]]:
     counts: Counter[str] = Counter(g.variant for row in owed for g in row.values())
     tokens: Counter[str] = Counter()
     for generation in (g for row in owed for g in row.values()):
         tokens[generation.variant] += generation.sampling.max_tokens or recipe.sampling.max_tokens
 
-    def stages(sharing: int) -> tuple[Stage, ...]:
-        """The pools where ``sharing`` replicas share the CPUs of the machine."""
-        out = []
-        for i, name in enumerate(passes):
-            variant = recipe.variants[name]
-            first = passes.index(name) == i  # a second pass of a variant owes only what the first could not make
-            out.append(
-                Stage(
-                    variant=name,
-                    replicas=variant.replicas,
-                    cpus=_cpus(variant, nodes, sharing or variant.replicas),
-                    gpus=variant.gpus,
-                    generations=counts[name] / len(owed) if first else 0,
-                    max_new_tokens=tokens[name] / len(owed) if first else 0,
-                )
-            )
-        return tuple(out)
+    def stage(i: int, together: bool) -> Stage:
+        """A pool at its smallest, alone on the machine or sharing its CPUs with all others."""
+        name = passes[i]
+        variant = recipe.variants[name]
+        replicas = _fewest(variant)
+        if variant.replicas is None and not together and _takes_all_cpus(variant):
+            replicas = sum(2 * node.cpus > max(n.cpus for n in nodes) for node in nodes)  # one on each node
+        sharing = sum(_fewest(recipe.variants[other]) for other in passes) if together else replicas
+        first = passes.index(name) == i  # a second pass of a variant owes only what the first could not make
+        return Stage(
+            variant=name,
+            replicas=replicas,
+            elastic=variant.replicas if isinstance(variant.replicas, tuple) else None,
+            cpus=_cpus(variant, nodes, sharing),
+            gpus=variant.gpus,
+            generations=counts[name] / len(owed) if first else 0,
+            max_new_tokens=tokens[name] / len(owed) if first else 0,
+        )
 
-    phased = stages(sharing=0)
-    together = stages(sharing=sum(recipe.variants[name].replicas for name in passes))
-    if recipe.schedule == "phased" or len(passes) == 1:
-        return "phased", phased
-    if recipe.schedule == "streaming" or not misfit("", _needs(together), nodes):
-        return "streaming", together
-    return "phased", phased
+    phased = tuple(stage(i, together=False) for i in range(len(passes)))
+    streaming = tuple(stage(i, together=True) for i in range(len(passes)))
+    if recipe.schedule == "streaming" or (
+        recipe.schedule == "auto" and len(passes) > 1 and not misfit("", _needs(streaming), nodes)
+    ):
+        return "streaming", _grown(streaming, recipe, nodes, num_prompts)
+    return "phased", tuple(_grown((stage,), recipe, nodes, num_prompts)[0] for stage in phased)
+
+
+def _fewest(variant: Variant) -> int:
+    return variant.replicas[0] if isinstance(variant.replicas, tuple) else variant.replicas or 1
+
+
+def _takes_all_cpus(variant: Variant) -> bool:
+    return variant.engine == "vllm" and not variant.gpus and variant.cpus is None
+
+
+def _grown(
+    stages: tuple[Stage, ...], recipe: Recipe, nodes: Sequence[Node], num_prompts: int | None
+) -> tuple[Stage, ...]:
+    """Replicas added where there is room, each time to the pool that has most left to do for each GPU or CPU of its
+    own, so that no pool waits for another. Larger models have more of these, hence they stand for the cost of a token.
+    """
+    free = _room(nodes)
+    if not all(_place(free, stage.cpus, stage.gpus) for stage in stages for _ in range(stage.replicas)):
+        return stages
+    replicas = [stage.replicas for stage in stages]
+    most = [_most(stage, recipe, num_prompts) for stage in stages]
+    growing = {i for i in range(len(stages)) if replicas[i] < most[i]}
+    while growing:
+        i = max(growing, key=lambda i: stages[i].max_new_tokens * (stages[i].gpus or 1) / replicas[i])
+        if _place(free, stages[i].cpus, stages[i].gpus):
+            replicas[i] += 1
+        if replicas[i] == most[i] or not _fits(free, stages[i].cpus, stages[i].gpus):
+            growing.discard(i)
+    return tuple(replace(stage, replicas=number) for stage, number in zip(stages, replicas, strict=True))
+
+
+def _most(stage: Stage, recipe: Recipe, num_prompts: int | None) -> int:
+    """The replicas that a pool may grow to: never more than have a full batch each."""
+    variant = recipe.variants[stage.variant]
+    if isinstance(variant.replicas, int) or variant.engine != "vllm" or _takes_all_cpus(variant):
+        return stage.replicas
+    most = variant.replicas[1] if variant.replicas else sys.maxsize
+    if num_prompts is not None:
+        most = min(most, math.ceil(num_prompts * max(1.0, stage.generations) / variant.max_num_seqs))
+    return most
+
+
+def refit(stages: Sequence[Stage], nodes: Sequence[Node]) -> tuple[Stage, ...] | None:
+    """The pools with as many replicas as the nodes that are left have room for; None where one each is too many."""
+    stages = tuple(stages)
+    while misfit("", _needs(stages), nodes):
+        i = max(range(len(stages)), key=lambda i: stages[i].replicas)
+        if stages[i].replicas == 1:
+            return None
+        elastic = stages[i].elastic
+        fewer = replace(stages[i], replicas=stages[i].replicas - 1, elastic=(1, elastic[1]) if elastic else None)
+        stages = (*stages[:i], fewer, *stages[i + 1 :])
+    return stages
 
 
 def _cpus(variant: Variant, nodes: Sequence[Node], sharing: int) -> int:
     if variant.cpus is not None:
         return variant.cpus
-    if variant.gpus or variant.engine == "scripted":
+    if not _takes_all_cpus(variant):
         return 1
     # A replica lives on one node: the largest share with which all find room, also beside a head node without CPUs.
     shares = range(int(max(node.cpus for node in nodes)), 0, -1)
@@ -197,17 +270,30 @@ def _needs(stages: Iterable[Stage]) -> list[tuple[float, float]]:
 
 def misfit(what: str, needs: Sequence[tuple[float, float]], nodes: Sequence[Node]) -> str | None:
     """Why these (cpus, gpus) replicas cannot be placed on the nodes, with the numbers, or None where they can."""
-    free = [_Free(node.cpus, [1.0] * int(node.gpus)) for node in nodes]
+    free = _room(nodes)
     for cpus, gpus in sorted(needs, key=lambda need: (need[1], need[0]), reverse=True):
-        # Tightest node first leaves room for the larger replicas.
-        fitting = [node for node in free if node.fits(cpus, gpus)]
-        if not fitting:
+        if not _place(free, cpus, gpus):
             asked = Counter(needs)
             wish = " + ".join(f"{n} x ({_n(c)} CPU{f', {_n(g)} GPU' if g else ''})" for (c, g), n in asked.items())
             have = " + ".join(f"({_n(n.cpus)} CPU{f', {_n(n.gpus)} GPU' if n.gpus else ', no GPU'})" for n in nodes)
             return f"{what} needs {wish}; there is {have}"
-        min(fitting, key=lambda node: (sum(node.gpus), node.cpus)).take(cpus, gpus)
     return None
+
+
+def _room(nodes: Sequence[Node]) -> list[_Free]:
+    return [_Free(node.cpus, [1.0] * int(node.gpus)) for node in nodes]
+
+
+def _fits(free: Sequence[_Free], cpus: float, gpus: float) -> bool:
+    return any(node.fits(cpus, gpus) for node in free)
+
+
+def _place(free: Sequence[_Free], cpus: float, gpus: float) -> bool:
+    """Take the resources of one replica where they fit; the tightest node first leaves room for larger replicas."""
+    fitting = [node for node in free if node.fits(cpus, gpus)]
+    if fitting:
+        min(fitting, key=lambda node: (sum(node.gpus), node.cpus)).take(cpus, gpus)
+    return bool(fitting)
 
 
 @dataclass(slots=True)
@@ -219,19 +305,19 @@ class _Free:
 
     def fits(self, cpus: float, gpus: float) -> bool:
         return self.cpus >= cpus and (
-            any(_room(left, gpus) for left in self.gpus) if 0 < gpus < 1 else self.gpus.count(1.0) >= gpus
+            any(_enough(left, gpus) for left in self.gpus) if 0 < gpus < 1 else self.gpus.count(1.0) >= gpus
         )
 
     def take(self, cpus: float, gpus: float) -> None:
         self.cpus -= cpus
         if 0 < gpus < 1:
-            fullest = min((i for i, left in enumerate(self.gpus) if _room(left, gpus)), key=lambda i: self.gpus[i])
+            fullest = min((i for i, left in enumerate(self.gpus) if _enough(left, gpus)), key=lambda i: self.gpus[i])
             self.gpus[fullest] -= gpus
         for _ in range(int(gpus)):
             self.gpus.remove(1.0)
 
 
-def _room(left: float, gpus: float) -> bool:
+def _enough(left: float, gpus: float) -> bool:
     return left >= gpus - 1e-9  # 1 - 0.8 is a little less than 0.2
 
 

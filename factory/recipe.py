@@ -62,7 +62,17 @@ class Variant(Section):
     """A model under a name, with the engine that hosts it and what one replica of it is given."""
 
     OPERATIONAL = frozenset(
-        {"cpus", "gpus", "replicas", "max_num_seqs", "max_num_batched_tokens", "gpu_memory", "kv_cache_gib", "speed"}
+        {
+            "cpus",
+            "gpus",
+            "replicas",
+            "deadline",
+            "max_num_seqs",
+            "max_num_batched_tokens",
+            "gpu_memory",
+            "kv_cache_gib",
+            "speed",
+        }
     )
 
     model: str = "scripted"
@@ -86,15 +96,19 @@ class Variant(Section):
     run at the same time; with GPUs: 1."""
     gpus: Annotated[float, Field(ge=0)] = 0
     """GPUs of one replica: a fraction shares one, a whole number above 1 is tensor parallel within a node."""
-    replicas: PositiveInt = 1
-    """Engines of this variant."""
+    replicas: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
+    """Engines of this variant: a number, or `[1, 8]` for a pool that grows and shrinks with its load. Default: planned;
+    in `phased` as many as the machine or cluster has room for, in `streaming` shared by the tokens that each owes."""
+    deadline: PositiveFloat = 600
+    """Seconds without any completion or sign of life after which an engine with requests is taken to hang and is
+    replaced. Longer than its longest answer takes."""
     max_num_seqs: PositiveInt = 128
     """Sequences that one engine decodes at once."""
     max_num_batched_tokens: PositiveInt | None = None
     """Tokens of one engine step. Default: 8192, and on a CPU at least `max_model_len`, because seeded prompts must not
     be prefilled in chunks there."""
     gpu_memory: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """The share of the GPU's memory that an engine takes."""
+    """The share of the GPU's memory that an engine takes; of a fraction of a GPU, the share of that fraction."""
     kv_cache_gib: PositiveFloat = 2.0
     """Memory for the key-value cache of an engine on a CPU, in GiB."""
     speed: PositiveFloat | None = None
@@ -104,6 +118,8 @@ class Variant(Section):
     def _whole_gpus(self) -> Variant:
         if self.gpus > 1 and self.gpus != int(self.gpus):
             raise ValueError(f"gpus is {self.gpus}: a fraction below 1 or a whole number")
+        if isinstance(self.replicas, tuple) and self.replicas[0] > self.replicas[1]:
+            raise ValueError(f"replicas is [{self.replicas[0]}, {self.replicas[1]}]: the smaller number first")
         if self.speed is not None and self.engine != "scripted":
             raise ValueError("speed is for engine 'scripted'")
         return self
@@ -177,7 +193,7 @@ class Evaluate(Section):
 class Recipe(Section):
     """A run."""
 
-    OPERATIONAL = frozenset({"run", "schedule", "train", "evaluate", "rows_per_task"})
+    OPERATIONAL = frozenset({"run", "schedule", "train", "evaluate", "rows_per_task", "max_failure_rate"})
 
     run: str = Field(min_length=1)
     """The run directory: prompts, generations, pairs and model are written below it."""
@@ -194,7 +210,11 @@ class Recipe(Section):
     schedule: Literal["auto", "streaming", "phased"] = "auto"
     """`streaming`: all pools at once; `phased`: one variant after another, each with the whole machine; `auto`:
     streaming where all pools fit at once."""
-    rows_per_task: PositiveInt = 16
-    """Prompts of one Ray task; a replica works on several tasks at once."""
+    rows_per_task: PositiveInt | None = None
+    """Prompts of one Ray task, which is also the least that is stored at once; a replica works on several tasks.
+    Default: at least eight tasks a replica, 64 prompts at most, and more where there are more than a million."""
+    max_failure_rate: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """The share of completions that may fail, looked at after the first hundred; above it the run stops early and says
+    why they failed."""
     train: Train | None = None
     evaluate: Evaluate = Evaluate()

@@ -38,6 +38,8 @@ def session(logs: Path, *, cpus: int | None = None) -> Iterator[list[Node]]:
     # Ray runs workers at niceness 15, below everything else on the machine; the engines live in workers and their
     # threads wait for each other at every layer, so one thread that is put off holds up all.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # An engine's own processes must not outlive the worker that started them: they hold cores, or a GPU's memory.
+    os.environ.setdefault("RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper", "1")
     address = cluster_address()
     if ray.is_initialized():
         yield nodes()

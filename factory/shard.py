@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from ray.data import Datasink
 from ray.data.block import Block, BlockAccessor
+
+from factory.place import Place
+
+# Of a finished shard: large enough for few files, small enough to hold in memory while it is written.
+TARGET_BYTES = 128 * 2**20
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
@@ -57,43 +61,71 @@ PAIR = pa.schema(
 )
 
 
-def write_shard(table: pa.Table, path: Path, metadata: dict[str, str], *, rows_per_group: int | None = None) -> None:
-    """Write a table so that it is there whole or not at all: a temporary sibling, synced, then renamed.
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A shard as it was written."""
+
+    name: str
+    num_rows: int
+    num_bytes: int
+    sha256: str
+
+
+class ShardWriter:
+    """Collects row groups in memory and writes them as one shard at the end, so that it is there whole or not at all.
+
+    Memory: the compressed shard, 128 MiB at most by ``TARGET_BYTES``, and one row group.
+    """
+
+    def __init__(self, schema: pa.Schema, metadata: dict[str, str]) -> None:
+        self._sink = pa.BufferOutputStream()
+        schema = schema.with_metadata({**(schema.metadata or {}), **metadata})
+        self._schema = schema
+        self._writer = pq.ParquetWriter(self._sink, schema, compression="zstd")
+        self.num_rows = 0
+
+    def add(self, table: pa.Table, rows_per_group: int | None = None) -> None:
+        """Append a table's rows as row groups of ``rows_per_group``, by default as one."""
+        if table.num_rows:
+            table = table.select(self._schema.names).cast(self._schema)
+            self._writer.write_table(table, row_group_size=rows_per_group)
+            self.num_rows += table.num_rows
+
+    def write(self, place: Place) -> Written:
+        self._writer.close()
+        content = self._sink.getvalue()
+        place.write(content)
+        return Written(place.name, self.num_rows, content.size, hashlib.sha256(content).hexdigest())
+
+
+def write_shard(
+    table: pa.Table, place: Place, metadata: dict[str, str], *, rows_per_group: int | None = None
+) -> Written:
+    """Write a table as one shard.
 
     ``rows_per_group``: row groups of that many rows, for sets that are read in slices (see ``factory.source``).
     """
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("wb") as file:
-            pq.write_table(table, file, compression="zstd", row_group_size=rows_per_group)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    writer = ShardWriter(table.schema, metadata)
+    writer.add(table, rows_per_group)
+    return writer.write(place)
 
 
-def shards(directory: Path) -> list[Path]:
+def rows_per_group(num_rows: int) -> int:
+    """Rows of a group, the smallest unit of a task: a small set can be cut into 64, a large one has few groups."""
+    return max(1, min(256, num_rows // 64))
+
+
+def shards(folder: Place) -> list[Place]:
     """The finished shards of a set, in a stable order."""
-    return sorted(directory.glob("*.parquet"))
+    return [place for place in folder.entries() if place.name.endswith(".parquet") and not place.name.startswith(".")]
 
 
-def column(paths: Iterable[Path], name: str) -> Iterator[pa.Array]:
-    """One column of a set, shard by shard."""
-    for path in paths:
-        yield pq.read_table(path, columns=[name]).column(name).combine_chunks()
+def parquet(place: Place) -> pq.ParquetFile:
+    """A shard, to be read row group by row group; close it."""
+    return pq.ParquetFile(place.opened(), pre_buffer=place.disk is None)
 
 
-@dataclass(frozen=True, slots=True)
-class Written:
-    """What one write task stored."""
-
-    path: str
-    num_rows: int
-
-
-class ShardSink(Datasink[Written | None]):
+class ShardSink(Datasink[None]):
     """Ray Data writes each bundle of blocks as one shard.
 
     A shard is named after its rows' ids, so that a write task that Ray repeats replaces its own file and nothing is
@@ -102,7 +134,7 @@ class ShardSink(Datasink[Written | None]):
 
     def __init__(
         self,
-        directory: Path,
+        folder: Place,
         *,
         schema: pa.Schema,
         key: str,
@@ -110,31 +142,24 @@ class ShardSink(Datasink[Written | None]):
         rows_per_shard: int,
         rows_per_group: int,
     ) -> None:
-        self._directory = directory
+        self._folder = folder
         self._schema = schema
         self._key = key
         self._metadata = metadata
         self._rows_per_shard = rows_per_shard
         self._rows_per_group = rows_per_group
-        self.written: list[Written] = []
 
     @property
     def min_rows_per_write(self) -> int:
         return self._rows_per_shard
 
-    def write(self, blocks: Iterable[Block], ctx: Any) -> Written | None:
+    def write(self, blocks: Iterable[Block], ctx: Any) -> None:
         tables = [BlockAccessor.for_block(block).to_arrow() for block in blocks]
         tables = [table.select(self._schema.names).cast(self._schema) for table in tables if table.num_rows]
-        if not tables:
-            return None
-        table = pa.concat_tables(tables)
-        name = uuid.uuid5(uuid.NAMESPACE_OID, "".join(sorted(table.column(self._key).to_pylist()))).hex
-        path = self._directory / f"{name}.parquet"
-        write_shard(table, path, self._metadata, rows_per_group=self._rows_per_group)
-        return Written(str(path), table.num_rows)
-
-    def on_write_complete(self, write_result: Any) -> None:
-        self.written = [written for written in write_result.write_returns if written is not None]
+        if tables:
+            table = pa.concat_tables(tables)
+            name = uuid.uuid5(uuid.NAMESPACE_OID, "".join(sorted(table.column(self._key).to_pylist()))).hex
+            write_shard(table, self._folder / f"{name}.parquet", self._metadata, rows_per_group=self._rows_per_group)
 
     def get_name(self) -> str:
         return "shards"

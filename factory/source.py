@@ -1,4 +1,4 @@
-"""Reading the prompts that are left into blocks of a chosen size, as a Ray Data source.
+"""Reading the rows that are left into blocks of a chosen size, as a Ray Data source.
 
 ``ray.data.read_parquet`` merges small files into one block, and a block is the unit that goes to one replica; its
 ``repartition`` asks for a logical CPU of its own, which a machine whose engine holds all CPUs does not have.
@@ -6,33 +6,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
+
+from factory.place import Place
+from factory.shard import COMPLETION, GENERATION, parquet
+
+ID_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Slice:
     """Some neighbouring row groups of one file."""
 
-    path: str
+    place: Place
     row_groups: tuple[int, ...]
     num_rows: int
     num_bytes: int
 
 
-def slices(paths: list[Path], rows_per_task: int) -> Iterator[Slice]:
+def slices(places: Sequence[Place], rows_per_task: int) -> Iterator[Slice]:
     """The files cut into slices of at least ``rows_per_task`` rows, the last of each file excepted."""
-    for path in paths:
-        footer = pq.read_metadata(path)
+    for place in places:
+        with parquet(place) as file:
+            footer = file.metadata
         groups: list[int] = []
         rows = size = 0
         for i in range(footer.num_row_groups):
@@ -41,37 +45,33 @@ def slices(paths: list[Path], rows_per_task: int) -> Iterator[Slice]:
             rows += group.num_rows
             size += group.total_byte_size
             if rows >= rows_per_task or i == footer.num_row_groups - 1:
-                yield Slice(str(path), tuple(groups), rows, size)
+                yield Slice(place, tuple(groups), rows, size)
                 groups, rows, size = [], 0, 0
 
 
 class SliceSource(Datasource):
     """One read task, and so one block, per slice; rows whose id is in ``done`` are left out.
 
-    ``done`` is a sorted array of ids as fixed-width bytes in Ray's object store: stored once, seen by every task.
+    ``parts`` are (slice, done) with ``done`` a reference to sorted ids in Ray's object store, stored once and seen by
+    every task. Rows come out with the columns of ``GENERATION``, prompts with an empty list of completions.
     """
 
-    def __init__(self, paths: list[Path], *, rows_per_task: int, done: ray.ObjectRef) -> None:
+    def __init__(self, parts: Sequence[tuple[Slice, ray.ObjectRef]]) -> None:
         super().__init__()
-        self._slices = list(slices(paths, rows_per_task))
-        self._done = done
-
-    @property
-    def num_slices(self) -> int:
-        return len(self._slices)
+        self._parts = parts
 
     def estimate_inmemory_data_size(self) -> int | None:
-        return sum(part.num_bytes for part in self._slices)
+        return sum(part.num_bytes for part, _ in self._parts)
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
         return [
             ReadTask(
-                _reader(part, self._done),
+                _reader(part, done),
                 BlockMetadata(num_rows=None, size_bytes=part.num_bytes, input_files=None, exec_stats=None),
             )
-            for part in self._slices
+            for part, done in self._parts
         ]
 
     def get_name(self) -> str:
@@ -80,30 +80,49 @@ class SliceSource(Datasource):
 
 def _reader(part: Slice, done: ray.ObjectRef) -> Callable[[], Iterator[pa.Table]]:
     def read() -> Iterator[pa.Table]:
-        with pq.ParquetFile(part.path) as file:
+        with parquet(part.place) as file:
             table = file.read_row_groups(list(part.row_groups))
         finished = ray.get(done)
         if len(finished):
-            table = table.filter(pa.array(~is_in(table.column("prompt_id"), finished)))
-        yield table
+            table = table.filter(pa.array(~is_in(ids(table.column("prompt_id")), finished)))
+        if "completions" not in table.column_names:
+            empty = pa.array([[]] * table.num_rows, type=pa.list_(COMPLETION))
+            table = table.append_column("completions", empty)
+        yield table.select(GENERATION.names)
 
     return read
 
 
 def ids(column: pa.ChunkedArray) -> np.ndarray:
-    """A column of 32-digit ids as fixed-width bytes, 32 bytes each instead of a Python object of 81."""
-    return np.asarray(column.to_numpy(), dtype="S32")
+    """A column of ids, 32 hexadecimal digits each, as (rows,) of 16 bytes: a tenth of a Python list of strings."""
+    return np.frombuffer(bytes.fromhex("".join(column.to_pylist())), dtype=f"S{ID_BYTES}")
 
 
-def is_in(column: pa.ChunkedArray, finished: np.ndarray) -> np.ndarray:
-    """Which ids of a column are in a sorted array, (rows,) of bool."""
-    wanted = ids(column)
+def is_in(wanted: np.ndarray, finished: np.ndarray) -> np.ndarray:
+    """Which ids are in a sorted array of ids, (rows,) of bool."""
+    if not len(finished):
+        return np.zeros(len(wanted), dtype=bool)
     at = np.minimum(np.searchsorted(finished, wanted), len(finished) - 1)
     return np.asarray(finished[at] == wanted)
 
 
 @ray.remote(num_cpus=0)
-def finished_ids(paths: list[str]) -> np.ndarray:
-    """The sorted ids of the rows in some shards; repeated ones stay, so that a count shows them."""
-    columns = [ids(pq.read_table(path, columns=["prompt_id"]).column("prompt_id")) for path in paths]
-    return np.sort(np.concatenate(columns)) if columns else np.empty(0, dtype="S32")
+def finished_ids(places: list[Place]) -> np.ndarray:
+    """The sorted ids of the rows in some shards, repeated ones too."""
+    columns = []
+    for place in places:
+        with parquet(place) as file:
+            columns.append(ids(file.read(columns=["prompt_id"]).column("prompt_id")))
+    return np.sort(np.concatenate(columns)) if columns else np.empty(0, dtype=f"S{ID_BYTES}")
+
+
+@ray.remote(num_cpus=0)
+def merged(*sets: np.ndarray) -> np.ndarray:
+    """The union of some sorted sets of ids."""
+    return np.unique(np.concatenate(sets))
+
+
+@ray.remote(num_cpus=0)
+def counted(finished: np.ndarray) -> tuple[int, int]:
+    """Rows and different rows of a sorted array of ids; the array itself stays away from the driver."""
+    return len(finished), int(np.count_nonzero(finished[1:] != finished[:-1]) + bool(len(finished)))

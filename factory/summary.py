@@ -7,6 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from factory.cookbook import Order
+from factory.generate import progress_of
 from factory.plan import Plan
 from factory.run import Run
 from factory.terminal import Terminal, duration
@@ -58,35 +59,54 @@ def _counts(counts: list[int]) -> list[str]:
 
 
 def show_summary(terminal: Terminal, run: Run) -> None:
-    """What a run has, with counts and times."""
+    """What a run has, what is left of it, and what failed, with counts and times."""
     manifest = run.manifest
     prompts = manifest.get("prompts")
     if not prompts:
         terminal.say(f"{run.path}: nothing is done yet")
         return
-    aside = "".join(f", {n} set aside ({reason})" for reason, n in prompts["set_aside"].items())
+    aside = "".join(f", {n:,} set aside ({reason})" for reason, n in prompts["set_aside"].items())
     terminal.say(f"prompts      {prompts['ready']:,} ready of {prompts['read']:,}{aside}")
-    generations = manifest.get("generations")
-    if generations:
-        terminal.say(f"generations  complete, {show_effort(generations)}")
+    generations = manifest.get("generations", {})
+    if generations.get("fingerprint") == run.order.fingerprint:
+        terminal.say(f"generations  complete, {show_effort(manifest)}")
     else:
-        terminal.say(f"generations  not complete; go on with: popalign generate {run.path / 'recipe.yaml'}")
+        _unfinished(terminal, run, prompts["ready"])
+    for variant, count in generations.get("by_variant", {}).items():
+        for kind, number in count["failed"].items():
+            terminal.say(f"             failed: {number:,} completions of {variant} ({kind})")
+    for effort in manifest.get("effort", []):
+        for fault in effort["faults"]:
+            cost = f", cost {duration(fault['lost_s'])}" if fault.get("lost_s") is not None else ""
+            terminal.say(f"             lost: a replica of {fault['variant']}, {fault['what']}{cost}")
     show_pairs(terminal, run)
     for name, show in (("model", _model), ("evaluation", _evaluation)):
         if manifest.get(name):
             show(terminal, run, manifest[name])
 
 
-def show_effort(generations: dict[str, Any]) -> str:
+def _unfinished(terminal: Terminal, run: Run, ready: int) -> None:
+    stored = progress_of(run)
+    if stored:
+        last = max(stored, key=int)
+        done = "; ".join(f"{rows:,} of {ready:,} prompts have passed {n} variants" for n, rows in stored.items())
+        terminal.say(f"generations  not complete: {done}; {ready - stored[last]:,} prompts are left after those")
+    else:
+        terminal.say("generations  not begun")
+    terminal.say(f"             go on with: popalign generate {run.path}/recipe.yaml")
+
+
+def show_effort(manifest: dict[str, Any]) -> str:
     """Completions, tokens and time of the generations."""
-    variants = generations["by_variant"].values()
-    tokens, requests = sum(v["tokens"] for v in variants), sum(v["requests"] for v in variants)
-    return f"{requests:,} completions, {tokens:,} new tokens in {duration(generations['seconds'])}"
+    variants = manifest["generations"]["by_variant"].values()
+    tokens, completions = sum(v["tokens"] for v in variants), sum(v["completions"] for v in variants)
+    seconds = sum(effort["seconds"] for effort in manifest["effort"])
+    return f"{completions:,} completions, {tokens:,} new tokens in {duration(seconds)}"
 
 
 def _model(terminal: Terminal, run: Run, facts: dict[str, Any]) -> None:
-    terminal.say(f"model        {run.path / 'model'}")
+    terminal.say(f"model        {run.path}/model")
 
 
 def _evaluation(terminal: Terminal, run: Run, facts: dict[str, Any]) -> None:
-    terminal.say(f"evaluation   {run.path / 'evaluation'}")
+    terminal.say(f"evaluation   {run.path}/evaluation")

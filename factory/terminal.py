@@ -15,6 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.progress import Task as RichTask
 from rich.text import Text
 
+from factory.board import View
+
 LINE_EVERY_S = 30.0
 
 
@@ -59,7 +61,12 @@ class Terminal:
 class Meter:
     """How far a step is: shown on a terminal as a bar, elsewhere as a line every 30 s."""
 
-    def update(self, done: float, detail: str = "") -> None:
+    def update(self, done: float, detail: str = "", view: View | None = None) -> None:
+        """How far the step is; ``detail`` is shown beside it, ``view`` by variant."""
+        raise AssertionError("a meter shows something")
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
         raise AssertionError("a meter shows something")
 
     def __enter__(self) -> Meter:
@@ -98,7 +105,10 @@ class Bar(Meter):
         )
         self._task = self._progress.add_task(title, total=total, detail="")
 
-    def update(self, done: float, detail: str = "") -> None:
+    def say(self, text: str) -> None:
+        self._progress.console.print(text, markup=False)
+
+    def update(self, done: float, detail: str = "", view: View | None = None) -> None:
         self._progress.update(self._task, completed=done, detail=detail)
 
     def __enter__(self) -> Bar:
@@ -120,7 +130,10 @@ class Lines(Meter):
         self._first_at: float | None = None
         self._detail = ""
 
-    def update(self, done: float, detail: str = "") -> None:
+    def say(self, text: str) -> None:
+        self._terminal.say(text)
+
+    def update(self, done: float, detail: str = "", view: View | None = None) -> None:
         now = time.monotonic()
         if self._first_at is None and done:
             self._first, self._first_at = done, now

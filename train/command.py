@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import typer
 
-from factory.command import Cpus, Overrides, RecipeName, RunPath, at_work, generate_step, pairs_step, started
+from factory.command import (
+    Cpus,
+    MaxHours,
+    Overrides,
+    RecipeName,
+    RunPath,
+    at_work,
+    generate_step,
+    limits_of,
+    pairs_step,
+    started,
+)
 from factory.cookbook import order
 from factory.errors import InputError
 from factory.plan import make_plan, require_fit
@@ -29,7 +40,7 @@ def train_command(run: RunPath, cpus: Cpus = None) -> None:
     with at_work(opened, terminal, cpus=cpus) as nodes:
         require_fit(make_plan(opened.order, nodes), nodes, generating=False)
         train_step(opened, terminal)
-        terminal.say(f"model: {opened.path / 'model'}; next: popalign evaluate {opened.path}")
+        terminal.say(f"model: {opened.path}/model; next: popalign evaluate {opened.path}")
 
 
 def evaluate_command(run: RunPath, cpus: Cpus = None) -> None:
@@ -42,13 +53,19 @@ def evaluate_command(run: RunPath, cpus: Cpus = None) -> None:
     show_evaluation(terminal, opened)
 
 
-def run_command(recipe: RecipeName, set_: Overrides = [], cpus: Cpus = None) -> None:  # noqa: B006
+def run_command(
+    recipe: RecipeName,
+    set_: Overrides = [],  # noqa: B006
+    cpus: Cpus = None,
+    max_hours: MaxHours = None,
+) -> None:
     """From prompts to an aligned model: generate, pairs, train, evaluate. Run it again to go on after a stop."""
     wanted = order(recipe, set_)
+    limits = limits_of(wanted, max_hours)
     terminal = Terminal()
-    with started(wanted, terminal, cpus=cpus, training=True) as (run, plan):
+    with started(wanted, terminal, cpus=cpus, training=True) as (run, nodes):
         terminal.say(f"run {run.path}: log of libraries in {run.logs}")
-        generate_step(run, plan, terminal)
+        generate_step(run, nodes, terminal, limits)
         pairs_step(run, terminal)
         if wanted.recipe.train is None:
             terminal.say("the recipe has no train section: stopping at the pairs")
@@ -67,7 +84,7 @@ def require_training(run: Run) -> None:
         InputError: saying what to add.
     """
     if run.order.recipe.train is None:
-        raise InputError(f"{run.path / 'recipe.yaml'}: no train section; add one (see the recipe 'demo')")
+        raise InputError(f"{run.path}/recipe.yaml: no train section; add one (see the recipe 'demo')")
 
 
 def train_step(run: Run, terminal: Terminal) -> None:

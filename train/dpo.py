@@ -38,10 +38,10 @@ def train(run: Run, progress: Progress) -> dict[str, Any]:
     settings = run.order.recipe.train
     assert settings is not None, "the command checks that there is a train section"
     identity = fingerprint(run)
-    if run.manifest.get("model", {}).get("fingerprint") == identity and (run.path / "model").is_dir():
+    if run.manifest.get("model", {}).get("fingerprint") == identity and (run.path / "model" / "config.json").is_file():
         return dict(run.manifest["model"])
     started = time.monotonic()
-    work = run.path / "checkpoints" / identity
+    work = run.scratch / "checkpoints" / identity
     selection = select(run, work / "pairs.arrow", settings.workers * settings.micro_batch_size)
     target = work / "model"
     shutil.rmtree(target, ignore_errors=True)
@@ -49,8 +49,11 @@ def train(run: Run, progress: Progress) -> dict[str, Any]:
     if not (target / "config.json").is_file():
         raise RunError(f"training ended without a model; logs: {run.logs}/train-*.log")
     model = run.path / "model"
-    shutil.rmtree(model, ignore_errors=True)
-    target.rename(model)
+    model.remove()
+    if model.disk is not None:
+        target.rename(model.disk)
+    else:
+        model.upload(target)
     facts = {
         "fingerprint": identity,
         "base": run.order.recipe.variants[settings.variant].model,
@@ -60,7 +63,7 @@ def train(run: Run, progress: Progress) -> dict[str, Any]:
         "last": _last_metrics(run.logs / "train.jsonl"),
     }
     run.update(model=facts)
-    shutil.rmtree(run.path / "checkpoints")
+    shutil.rmtree(run.scratch / "checkpoints")
     return facts
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,7 @@ import ray
 from factory.errors import InputError
 from factory.generate import Progress
 from factory.model import resolve
-from factory.run import Run, write_text
+from factory.run import Run
 from train.pairs import kept
 
 BATCH_SIZE = 8
@@ -44,12 +45,16 @@ def evaluate(run: Run, progress: Progress) -> dict[str, Any]:
     pairs = _heldout(run)
     if not pairs:
         raise InputError(f"{run.path} has no kept held-out pair; raise prompts.heldout or prompts.limit")
+    folder = model.disk or run.scratch / "model"
+    if model.disk is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        model.download(folder)
     base = recipe.variants[settings.variant]
     prompts = list({row["prompt_id"]: row["prompt"] for row in pairs}.values())[: recipe.evaluate.samples]
     task = ray.remote(num_cpus=1, num_gpus=settings.gpus_per_worker)(_measure)
     out: dict[str, Any] = {}
     with progress("evaluate", 2, "models") as meter:
-        for number, (name, path) in enumerate((("before", resolve(base)), ("after", str(model)))):
+        for number, (name, path) in enumerate((("before", resolve(base)), ("after", str(folder)))):
             ref = task.remote(
                 path,
                 [(row["prompt"], row["chosen"], row["rejected"]) for row in pairs],
@@ -68,9 +73,8 @@ def evaluate(run: Run, progress: Progress) -> dict[str, Any]:
             for prompt, before, after in zip(prompts, out["before"]["answers"], out["after"]["answers"], strict=True)
         ],
     }
-    folder = run.path / "evaluation"
-    folder.mkdir(exist_ok=True)
-    write_text(folder / "evaluation.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
+    (run.path / "evaluation" / "evaluation.json").write(text.encode())
     run.update(evaluation={"model": result["model"], "strategies": result["strategies"]})
     return result
 

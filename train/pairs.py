@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from factory.errors import InputError
 from factory.run import Run
-from factory.shard import MESSAGES, shards
+from factory.shard import MESSAGES, parquet, shards
 
 TRAINING = pa.schema([("pair_id", pa.string()), ("prompt", MESSAGES), ("chosen", MESSAGES), ("rejected", MESSAGES)])
 
@@ -43,7 +42,7 @@ def is_drawn(pair_id: str, share: float) -> bool:
 def kept(run: Run, split: str) -> Iterator[dict[str, Any]]:
     """The kept pairs of a split, in the fixed order of the shards."""
     for path in shards(run.current("pairs", f"pairs {run.path}")):
-        with pq.ParquetFile(path) as file:
+        with parquet(path) as file:
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     if row["status"] == "kept" and row["split"] == split:

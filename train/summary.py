@@ -17,7 +17,7 @@ def show_evaluation(terminal: Terminal, run: Run) -> None:
     path = run.path / "evaluation" / "evaluation.json"
     if not run.manifest.get("evaluation") or not path.is_file():
         return
-    result = json.loads(path.read_text(encoding="utf-8"))
+    result = json.loads(path.read())
     table = Table("held-out pairs", "n", "prefers chosen before", "after", "reward accuracy", "reward margin")
     for name, row in result["strategies"].items():
         if name == "all":
@@ -44,7 +44,7 @@ def show_places(terminal: Terminal, run: Run) -> None:
     manifest = run.manifest
     terminal.say("")
     if manifest.get("generations"):
-        terminal.say(f"generations  {show_effort(manifest['generations'])}")
+        terminal.say(f"generations  {show_effort(manifest)}")
     if manifest.get("model"):
         model = manifest["model"]
         terminal.say(f"training     {model['pairs']} pairs in {duration(model['seconds'])}")
@@ -52,7 +52,7 @@ def show_places(terminal: Terminal, run: Run) -> None:
         if manifest.get(name):
             folder = run.current("pairs", "pairs") if name == "pairs" else run.path / name
             terminal.say(f"{name:<12} {folder}  ({what})")
-    terminal.say(f"all figures  {run.path / 'manifest.json'}")
+    terminal.say(f"all figures  {run.path}/manifest.json")
 
 
 def _share(value: dict[str, Any]) -> str:

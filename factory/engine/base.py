@@ -34,11 +34,15 @@ class RequestError(Exception):
     """This one request cannot be served; it becomes data (the completion's ``error``), and the run goes on."""
 
 
+class EngineDead(Exception):
+    """The engine is gone and serves nothing any more; its process is to be started again."""
+
+
 class Engine(Protocol):
     """Serves many requests at once; ``complete`` is called concurrently."""
 
     async def complete(self, request: Request) -> Completion:
-        """Raises ``RequestError`` for a request that can never succeed; anything else ends the replica."""
+        """Raises ``RequestError`` for a request that can never succeed, and ``EngineDead``; all else ends the run."""
         ...
 
     def close(self) -> None:

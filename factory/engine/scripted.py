@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 
-from factory.engine.base import Completion, Request, RequestError
+from factory.engine.base import Completion, EngineDead, Request, RequestError
 from factory.recipe import Sampling, Variant
 
 # Some 70 words: enough that two draws of a sentence rarely agree.
@@ -119,7 +119,8 @@ WORDS = [
 class ScriptedEngine:
     """Text drawn from a word list by the request's seed: equal requests, equal text, on any machine.
 
-    A prompt can ask for faults: ``[[empty]]``, ``[[truncated]]`` and ``[[error]]`` in the last turn do what they say.
+    A prompt can ask for faults: ``[[empty]]``, ``[[truncated]]``, ``[[error]]``, ``[[die]]`` and ``[[hang]]`` in the
+    last turn do what they say.
     """
 
     def __init__(self, name: str, variant: Variant, sampling: Sampling) -> None:
@@ -130,7 +131,11 @@ class ScriptedEngine:
     async def complete(self, request: Request) -> Completion:
         last = request.messages[-1][1]
         if "[[error]]" in last:
-            raise RequestError("scripted error")
+            raise RequestError("scripted: an error")
+        if "[[die]]" in last:
+            raise EngineDead("scripted death")
+        if "[[hang]]" in last:
+            await asyncio.Event().wait()
         draw = random.Random(request.seed)
         num = 0 if "[[empty]]" in last else draw.randint(8, 24)
         finish = "length" if "[[truncated]]" in last else "stop"

@@ -14,8 +14,9 @@ from vllm import AsyncEngineArgs, SamplingParams
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 
-from factory.engine.base import Completion, Request, RequestError
+from factory.engine.base import Completion, EngineDead, Request, RequestError
 from factory.model import render
 from factory.recipe import Sampling, Variant
 from strategies.contrast import Sampling as Wanted
@@ -56,8 +57,11 @@ class VllmEngine:
                 f"model's {self._max_model_len}"
             )
         params = sampling_params(wanted, self._defaults, request.seed)
-        outputs = self._engine.generate({"prompt_token_ids": ids}, params, request.generation_id)
-        *_, output = [output async for output in outputs]  # one: FINAL_ONLY
+        try:
+            outputs = self._engine.generate({"prompt_token_ids": ids}, params, request.generation_id)
+            *_, output = [output async for output in outputs]  # one: FINAL_ONLY
+        except EngineDeadError:
+            raise EngineDead("its vLLM engine died") from None
         best = output.outputs[0]
         return Completion(
             text=best.text,
@@ -87,7 +91,8 @@ def engine_args(variant: Variant, *, on_cpu: bool) -> AsyncEngineArgs:
     else:
         sizes = {
             "max_num_batched_tokens": variant.max_num_batched_tokens or BATCHED_TOKENS,
-            "gpu_memory_utilization": variant.gpu_memory,
+            # Of a GPU that is shared, an engine takes its share.
+            "gpu_memory_utilization": variant.gpu_memory * min(1.0, variant.gpus or 1.0),
             "tensor_parallel_size": max(1, int(variant.gpus)),
         }
     return AsyncEngineArgs(
