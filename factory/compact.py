@@ -21,14 +21,14 @@ class Count:
     """What the completions of one variant add up to, counted from the stored rows."""
 
     completions: int = 0
-    failed: Counter[str] = field(default_factory=Counter)  # kind of error -> completions
+    failed: dict[str, int] = field(default_factory=dict)  # kind of error -> completions
     prompt_tokens: int = 0
     tokens: int = 0
     cached_tokens: int = 0
 
     def add(self, other: Count) -> None:
         self.completions += other.completions
-        self.failed += other.failed
+        self.failed = dict(Counter(self.failed) + Counter(other.failed))
         self.prompt_tokens += other.prompt_tokens
         self.tokens += other.tokens
         self.cached_tokens += other.cached_tokens
@@ -102,7 +102,7 @@ def count(table: pa.Table) -> dict[str, Count]:
         mine = counts.setdefault(row["variant"], Count())
         mine.completions += row["variant_count"]
         if row["kind"] is not None:
-            mine.failed[row["kind"]] += row["variant_count"]
+            mine.failed[row["kind"]] = mine.failed.get(row["kind"], 0) + row["variant_count"]
         for name in sums:
             setattr(mine, name, getattr(mine, name) + (row[f"{name}_sum"] or 0))
     return counts

@@ -48,7 +48,7 @@ MAX_ROWS_PER_FILE = 8_192
 MAX_FRUITLESS = 3
 
 # What an execution ends with where a part of the cluster went away under it.
-LOST = (NodeLost, ray.exceptions.ActorError, ray.exceptions.RaySystemError, ray.exceptions.ObjectLostError)
+LOST = (NodeLost, ray.exceptions.RayActorError, ray.exceptions.RaySystemError, ray.exceptions.ObjectLostError)
 
 # (title, total, unit) -> something to tell how far it is; see factory.terminal
 Progress = Callable[[str, float | None, str], AbstractContextManager[Meter]]
@@ -161,7 +161,7 @@ class _Work:
         lost = isinstance(cause, LOST)
         left = refit(stages, nodes()) if lost else None
         if left is None or fruitless >= MAX_FRUITLESS or isinstance(cause, PopalignError):
-            raise error
+            raise RunError(str(error)) if isinstance(error, NodeLost) else error
         traceback.print_exception(error)  # to the log
         self.lost.append(
             {"variant": " and ".join(stage.variant for stage in stages), "what": type(cause).__name__, "at": began}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -103,13 +104,14 @@ class Bar(Meter):
             console=console,
             speed_estimate_period=120,
         )
+        self._total = math.inf if total is None else total  # what is made again after a fault is no progress
         self._task = self._progress.add_task(title, total=total, detail="")
 
     def say(self, text: str) -> None:
         self._progress.console.print(text, markup=False)
 
     def update(self, done: float, detail: str = "", view: View | None = None) -> None:
-        self._progress.update(self._task, completed=done, detail=detail)
+        self._progress.update(self._task, completed=min(done, self._total), detail=detail)
 
     def __enter__(self) -> Bar:
         self._progress.start()
@@ -137,7 +139,7 @@ class Lines(Meter):
         now = time.monotonic()
         if self._first_at is None and done:
             self._first, self._first_at = done, now
-        self._done, self._detail = done, detail
+        self._done, self._detail = min(done, math.inf if self._total is None else self._total), detail
         if now - self._said >= LINE_EVERY_S:
             self._said = now
             self._terminal.say(self._line(now))

@@ -4,75 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import yaml
+from running import ROOT, generations, identities, popalign, scripted
 
 from factory.cookbook import order
 from factory.request import build
 from factory.run import Run
 from factory.shard import shards
 from strategies.contrast import Generation, Message, Sampling
-
-ROOT = Path(__file__).resolve().parent.parent
-SIX: dict[str, Any] = {
-    "prefix": {"variant": "strong"},
-    "demon": {"variant": "strong"},
-    "elicitive": {"variant": "strong"},
-    "nparam": {"chosen": "strong", "rejected": "small"},
-    "leaderboard": {"ladder": ["strong", "second"]},
-    "refine": {"variant": "strong"},
-}
-
-
-def popalign(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return subprocess.run(
-        [sys.executable, "-m", "factory", *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
-
-
-def scripted(folder: Path, num_prompts: int, *, extra: list[str] | None = None, **keys: Any) -> Path:
-    """A recipe for the scripted engine over made-up prompts, and the file of these prompts."""
-    prompts = [f"Tell me about subject {i}." for i in range(num_prompts)] + (extra or [])
-    source = folder / "prompts.jsonl"
-    source.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
-    recipe = folder / "recipe.yaml"
-    content = {
-        "run": str(folder / "run"),
-        "prompts": {"source": str(source)},
-        "variants": {name: {"engine": "scripted"} for name in ("strong", "small", "second")},
-        "strategies": SIX,
-        **keys,
-    }
-    recipe.write_text(yaml.safe_dump(content))
-    return recipe
-
-
-def generations(run: Path) -> list[dict[str, Any]]:
-    opened = Run.open(run)
-    files = shards(opened.current("generations", "generate"))
-    return [row for path in files for row in pq.read_table(path).to_pylist()]
-
-
-def identities(run: Path) -> dict[str, list[tuple[str, int]]]:
-    """What was asked for each prompt: (generation id, seed) in order of the id."""
-    return {
-        row["prompt_id"]: sorted((c["generation_id"], c["seed"]) for c in row["completions"])
-        for row in generations(run)
-    }
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 4])
@@ -103,33 +48,6 @@ def test_generate_with_another_number_of_replicas_asks_the_same(tmp_path: Path) 
     done = popalign("generate", str(recipe), "--cpus", "4", "--set", f"run={second}", *more)
     assert done.returncode == 0, done.stderr
     assert identities(first) == identities(second)
-
-
-def test_generate_killed_half_way_goes_on_without_loss_or_repetition(tmp_path: Path) -> None:
-    recipe = scripted(tmp_path, 400, rows_per_task=8)
-    slow = ["--set", "variants.strong.speed=40", "--set", "variants.strong.max_num_seqs=16", "--cpus", "2"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "factory", "generate", str(recipe), *slow],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    stage = tmp_path / "run" / "stages" / "0-strong"
-    deadline = time.monotonic() + 120
-    while len(shards(stage)) < 5:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.2)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    before = {path.name for path in shards(stage)}
-    assert before
-    done = popalign("generate", str(recipe), *slow)
-    assert done.returncode == 0, done.stderr
-    rows = generations(tmp_path / "run")
-    assert len({row["prompt_id"] for row in rows}) == len(rows) == 400
-    again = popalign("generate", str(recipe), *slow)
-    assert again.returncode == 0
-    assert len(generations(tmp_path / "run")) == 400
 
 
 def test_pairs_made_again_are_equal_to_the_byte(tmp_path: Path) -> None:
