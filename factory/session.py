@@ -49,6 +49,7 @@ def session(logs: Path, *, cpus: int | None = None) -> Iterator[list[Node]]:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
         else:
             ray.init(
+                address="local",  # without it Ray joins a cluster that somebody has started on this machine
                 num_cpus=cpus or len(os.sched_getaffinity(0)),
                 include_dashboard=False,
                 log_to_driver=False,
