@@ -21,6 +21,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.job_submission import JobStatus, JobSubmissionClient
+from running import stored
 
 from cluster.submit import entrypoint, recipe_on_cluster
 
@@ -127,7 +128,7 @@ def test_job_survives_ctrl_c_and_is_resumed(head: str, recipe: Path) -> None:
     # So slow that it cannot end: 4 prompts have an empty answer, which takes no time, each other one many minutes.
     slow = ["--set", "variants.small.speed=0.01", "--submission-id", "the-first"]
     first = subprocess.Popen(_command(*words, *slow), cwd=ROOT, env=ENVIRONMENT, stdout=-1, stderr=-1, text=True)
-    _wait(lambda: first.poll() is not None or list(run.glob("generations/*/*.parquet")), 90, "a shard")
+    _wait(lambda: first.poll() is not None or list(run.glob("progress/*/*/*.parquet")), 90, "a shard")
     first.send_signal(signal.SIGINT)
     out, err = first.communicate(timeout=30)
     assert first.returncode == 130, out + err
@@ -141,15 +142,17 @@ def test_job_survives_ctrl_c_and_is_resumed(head: str, recipe: Path) -> None:
 
     client.stop_job("the-first")
     _wait(lambda: client.get_job_status("the-first").is_terminal(), 60, "the end of the job")
-    before = _shards(run)
-    assert 0 < len(before) <= 4
+    before = stored(run)
+    assert 0 < before <= 4
     assert "generations" not in json.loads((run / "manifest.json").read_text())
 
     # The same again, at full speed: what is stored stays as it is.
     third = _submit(*words)
     assert third.returncode == 0, third.stdout + third.stderr
-    assert before.items() <= _shards(run).items()
-    assert json.loads((run / "manifest.json").read_text())["generations"]["prompts"] == NUM_PROMPTS
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["generations"]["prompts"] == NUM_PROMPTS
+    made = manifest["effort"][-1]["by_variant"]["small"]["requests"]
+    assert made == manifest["generations"]["by_variant"]["small"]["completions"] * (NUM_PROMPTS - before) // NUM_PROMPTS
     jobs = [job.submission_id for job in client.list_jobs() if job.status == JobStatus.SUCCEEDED]
     assert len(jobs) == 1
     assert str(jobs[0]).startswith("a-run-2")  # the run's name and the time
@@ -213,10 +216,6 @@ def _client(address: str) -> JobSubmissionClient:
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
         return JobSubmissionClient(address, headers={"Authorization": f"Bearer {TOKEN}"})
-
-
-def _shards(run: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in run.glob("generations/*/*.parquet")}
 
 
 def _answers(address: str) -> bool:

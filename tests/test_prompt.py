@@ -14,7 +14,8 @@ import pytest
 
 import factory.prompt
 from factory.errors import InputError
-from factory.prompt import Staged, check_sources, parse, prompt_id, split, stage
+from factory.place import Place
+from factory.prompt import Seen, Staged, check_sources, parse, prompt_id, split, stage
 from factory.recipe import Prompts
 from factory.shard import PROMPT, shards
 from strategies.contrast import Message
@@ -34,17 +35,12 @@ def words(prompt: tuple[Message, ...]) -> int:
 
 
 def staged(folder: Path, source: Any, **settings: Any) -> Staged:
-    return stage(
-        Prompts(source=source, **settings),
-        folder / "prompts",
-        count_tokens=words,
-        metadata={"made.by": "a test"},
-        rows_per_group=2,
-    )
+    place = Place.of(folder / "prompts")
+    return stage(Prompts(source=source, **settings), place, count_tokens=words, metadata={"made.by": "a test"})[0]
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    return [row for path in shards(folder / "prompts") for row in pq.read_table(path).to_pylist()]
+    return [row for path in shards(Place.of(folder / "prompts")) for row in pq.read_table(path).to_pylist()]
 
 
 def texts(folder: Path) -> list[str]:
@@ -122,18 +118,18 @@ def test_stage_rows_say_where_they_come_from(tmp_path: Path) -> None:
 
 def test_stage_shard_has_schema_metadata_and_row_groups(tmp_path: Path) -> None:
     staged(tmp_path, lines_file(tmp_path / "in.jsonl", "abcde"))
-    (path,) = shards(tmp_path / "prompts")
+    (path,) = shards(Place.of(tmp_path / "prompts"))
     with pq.ParquetFile(path) as parquet:
         assert parquet.schema_arrow.remove_metadata() == PROMPT
         assert parquet.schema_arrow.metadata[b"made.by"] == b"a test"
         groups = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
-    assert groups == [2, 2, 1]
+    assert groups == [1, 1, 1, 1, 1]  # so few are cut as finely as can be
 
 
 def test_stage_many_prompts_fill_several_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(factory.prompt, "PROMPTS_PER_FILE", 3)
     assert staged(tmp_path, lines_file(tmp_path / "in.jsonl", "abcdefgh")).ready == 8
-    assert [pq.read_metadata(path).num_rows for path in shards(tmp_path / "prompts")] == [3, 3, 2]
+    assert [pq.read_metadata(path).num_rows for path in shards(Place.of(tmp_path / "prompts"))] == [3, 3, 2]
     assert "".join(texts(tmp_path)) == "abcdefgh"
 
 
@@ -425,16 +421,6 @@ def test_stage_after_a_failure_works(tmp_path: Path) -> None:
     assert set_aside(tmp_path) == []
 
 
-def test_stage_after_an_interruption_holds_nothing_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first staging wrote shards of one prompt and broke at the third line; the file is then mended and shorter."""
-    monkeypatch.setattr(factory.prompt, "PROMPTS_PER_FILE", 1)
-    path = tmp_path / "in.jsonl"
-    path.write_text('{"prompt": "a"}\n{"prompt": "b"}\n{', encoding="utf-8")
-    mistake(tmp_path, str(path))
-    assert staged(tmp_path, lines_file(path, ["c"])).ready == 1
-    assert texts(tmp_path) == ["c"]
-
-
 def test_stage_leaves_nothing_beside_the_set(tmp_path: Path) -> None:
     staged(tmp_path, lines_file(tmp_path / "in.jsonl", ["a"]))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "prompts"]
@@ -456,3 +442,17 @@ def test_check_sources_wrong_first_row_is_found(text: str, tmp_path: Path) -> No
 def test_check_sources_missing_file_is_found(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         check_sources(Prompts(source=[lines_file(tmp_path / "in.jsonl", ["a"]), str(tmp_path / "none.csv")]))
+
+
+def test_seen_finds_the_new_ones_across_many_batches() -> None:
+    """Against Python's own set, over batches with repetitions within and between them."""
+    seen, known = Seen(), set()
+    for batch in range(40):
+        identities = [prompt_id((Message("user", str(i * i % (70 + batch))),)) for i in range(50)]
+        wanted = []
+        for place, identity in enumerate(identities):
+            if identity not in known:
+                known.add(identity)
+                wanted.append(place)
+        assert seen.add(identities) == wanted
+    assert len(known) > 80

@@ -348,6 +348,7 @@ CHANGED: dict[type[Section], dict[str, Any]] = {
         "share": False,
         "schedule": "phased",
         "rows_per_task": 3,
+        "max_failure_rate": 0.3,
         # Sections as a whole; their fields come one by one below.
         "prompts": {"source": "other.jsonl"},
         "sampling": {"max_tokens": 3},
@@ -376,6 +377,7 @@ CHANGED: dict[type[Section], dict[str, Any]] = {
         "top_p": 0.3,
         "cpus": 3,
         "gpus": 3,
+        "deadline": 3,
         "replicas": 3,
         "max_num_seqs": 3,
         "max_num_batched_tokens": 3,

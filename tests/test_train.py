@@ -15,6 +15,7 @@ from datasets import Dataset
 
 from factory.errors import InputError
 from factory.pair import pair_id
+from factory.place import Place
 from factory.recipe import StrategySettings, Train
 from factory.shard import PAIR, write_shard
 from train.evaluate import accuracy, summarise, wilson
@@ -26,16 +27,16 @@ from train.worker import last_checkpoint
 def run_with(folder: Path, rows: list[dict[str, Any]], weights: dict[str, float], **train: Any) -> Any:
     """As much of a run as choosing pairs needs."""
     empty = dict.fromkeys(PAIR.names)
-    write_shard(pa.Table.from_pylist([{**empty, **row} for row in rows], PAIR), folder / "00000.parquet", {})
+    write_shard(pa.Table.from_pylist([{**empty, **row} for row in rows], PAIR), Place.of(folder) / "00000.parquet", {})
     recipe = SimpleNamespace(
         strategies={name: StrategySettings(weight=weight) for name, weight in weights.items()},
         train=Train(variant="small", **train),
     )
     return SimpleNamespace(
-        path=folder,
+        path=Place.of(folder),
         order=SimpleNamespace(recipe=recipe),
         manifest={"pairs": {"strategies": {name: {"kept": len(rows)} for name in weights}}},
-        current=lambda name, made_by: folder,
+        current=lambda name, made_by: Place.of(folder),
     )
 
 
