@@ -10,7 +10,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import ClassVar, Literal
 
 Level = Literal["prompt", "model", "pipeline"]
@@ -65,12 +65,15 @@ class Generation:
     read: Read = "whole"
     sampling: Sampling = Sampling()
     sample: int = 0
+    _id: str = field(default="", init=False, repr=False, compare=False)
 
     @property
     def id(self) -> str:
         """128 bits of SHA-256 over the content as 32 hexadecimal digits."""
-        content = json.dumps(_plain(self), sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(content.encode()).hexdigest()[:32]
+        if not self._id:  # kept: a pool asks four times, and half of its own time went into this
+            content = json.dumps(_plain(self), sort_keys=True, ensure_ascii=False)
+            object.__setattr__(self, "_id", hashlib.sha256(content.encode()).hexdigest()[:32])
+        return self._id
 
     @property
     def replies(self) -> tuple[Generation, ...]:
