@@ -198,9 +198,10 @@ class _Board:
         self._end = self._end or why
 
     def lose(self, replica: str, why: str) -> None:
-        """The replica is given up; nothing is held against the prompts that it was at."""
-        if replica in self._replicas:
-            self._note(self._replicas[replica], why)
+        """The replica's node is gone; nothing is held against the prompts that it was at."""
+        mine = self._replicas.get(replica)
+        if mine is not None and mine.fault is None:
+            mine.fault = self._note(mine, why)
 
     def rest(self) -> None:
         """An execution has ended, and its replicas with it."""

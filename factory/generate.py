@@ -206,7 +206,7 @@ class _Work:
         self, parts: Sequence[tuple[Slice, ray.ObjectRef]], stages: Sequence[Stage], target: Place, rows_per_task: int
     ) -> None:
         """One execution of Ray Data: source, pools, sink."""
-        # Tasks that ask for no CPU are bounded by nothing else: 40 of them started 40 workers at two seconds of CPU each.
+        # Tasks that ask for no CPU are bounded by nothing else: 40 of them started 40 workers, each two seconds of CPU.
         at_once = max(2, sum(stage.replicas for stage in stages))
         data = ray.data.read_datasource(
             SliceSource(parts), num_cpus=0, concurrency=at_once, override_num_blocks=len(parts)

@@ -166,11 +166,11 @@ class _Watch:
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         now = time.monotonic()
         lost = {card.replica for card in view.cards if card.node not in alive}
+        for replica in lost - self._homeless.keys():
+            ray.get(self._board.lose.remote(replica, "its node was lost"), timeout=10)
         self._homeless = {replica: self._homeless.get(replica, now) for replica in lost}
         if any(now - since > HOMELESS_S for since in self._homeless.values()) and not self._broken_off:
             self._broken_off = True
-            for replica in lost:
-                ray.get(self._board.lose.remote(replica, "its node was lost"), timeout=10)
             signal.pthread_kill(threading.main_thread().ident or 0, BREAK_OFF)
 
 

@@ -104,9 +104,8 @@ def test_node_that_goes_away_costs_only_what_was_in_flight(
     process = begin("generate", str(recipe), *SLOW, "--set", "variants.strong.replicas=3", RAY_ADDRESS=cluster.address)
     until(lambda: stored(run) >= 100, process)
     cluster.remove_node(sorted(cluster.worker_nodes, key=lambda node: node.unique_id)[0], allow_graceful=False)
-    out, error = process.communicate(timeout=240)
+    error = process.communicate(timeout=240)[1]
     assert process.returncode == 0, error
-    assert "a node was lost" in out
     assert any("node was lost" in fault["what"] for fault in faults(run))
     assert identities(run) == whole
     require_whole(run, 400)
