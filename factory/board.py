@@ -92,7 +92,7 @@ class View:
     faults: list[Fault]
     silent: list[Silent]
     cards: list[Card]
-    set_aside: dict[str, str]  # prompt id -> why
+    end: str | None  # why the run is to end with an error
 
 
 @dataclass(slots=True)
@@ -232,7 +232,7 @@ class _Board:
                 if now - mine.heard > mine.card.deadline
             ],
             cards=[mine.card for mine in self._replicas.values()],
-            set_aside={p: " and ".join(why) for p, why in self._strikes.items() if len(why) >= STRIKES},
+            end=self._end,
         )
 
     def _require_going_on(self) -> None:

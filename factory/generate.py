@@ -141,6 +141,9 @@ class _Work:
                     error = None
                 except (ray.exceptions.RayError, NodeLost) as raised:
                     error = raised
+                    # What a replica raises where it starts again reaches us without its message.
+                    if (why := ray.get(self.board.view.remote()).end) is not None:
+                        raise RunError(why) from raised
                 ray.get(self.board.rest.remote())
                 stored = self._stored(last + 1)
                 if self._limits.why is not None:
