@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 
 import typer
 
@@ -34,6 +35,9 @@ def main() -> None:
     except KeyboardInterrupt:
         print("popalign: interrupted; what is stored is kept, the same command goes on from there", file=errors)
         sys.exit(130)
+    except Exception as error:  # noqa: BLE001 - a mistake of ours; the process's own outputs are a log by now
+        traceback.print_exception(error, file=errors)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

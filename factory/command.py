@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import time
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
@@ -14,7 +13,7 @@ import ray
 import typer
 
 from factory.cookbook import Order, built_in, check, order
-from factory.errors import InputError, PopalignError, RunError, root_cause
+from factory.errors import InputError, PopalignError, RunError, log, root_cause
 from factory.generate import generate, progress_of
 from factory.model import check_models, token_counter
 from factory.pair import make_pairs
@@ -155,7 +154,7 @@ def translated(run: Run) -> Iterator[None]:
         cause = root_cause(error)
         if isinstance(cause, PopalignError):
             raise cause from error
-        traceback.print_exception(error)  # to the log
+        log(error)
         what = " ".join(str(cause).split())[:300] or type(cause).__name__
         if isinstance(cause, OSError) and (cause.errno in NO_ROOM or "No space left" in str(cause)):
             raise InputError(

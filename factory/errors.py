@@ -8,7 +8,9 @@ PopalignError
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import traceback
 from collections.abc import Iterable
 
 
@@ -50,6 +52,12 @@ def root_cause(error: BaseException) -> BaseException:
         seen.add(id(error))
         error = getattr(error, "cause", None) or error.__cause__ or error
     return error
+
+
+def log(error: BaseException) -> None:
+    """Print an error's traceback to the process's own standard error, which is the run's log by then."""
+    with contextlib.suppress(OSError):  # the log is on the same full disk that the error may be about
+        traceback.print_exception(error)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

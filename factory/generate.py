@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -21,7 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from factory import compact
 from factory.board import Board, View
-from factory.errors import PopalignError, RunError, Stopped, root_cause
+from factory.errors import PopalignError, RunError, Stopped, log, root_cause
 from factory.model import resolve
 from factory.place import Place
 from factory.plan import Plan, Stage, refit
@@ -165,7 +164,7 @@ class _Work:
         left = refit(stages, nodes()) if lost else None
         if left is None or fruitless >= MAX_FRUITLESS or isinstance(cause, PopalignError):
             raise RunError(str(error)) if isinstance(error, NodeLost) else error
-        traceback.print_exception(error)  # to the log
+        log(error)
         self.lost.append(
             {"variant": " and ".join(stage.variant for stage in stages), "what": type(cause).__name__, "at": began}
         )

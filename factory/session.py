@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -66,7 +67,8 @@ def session(logs: Path, *, cpus: int | None = None) -> Iterator[list[Node]]:
     finally:
         ray.shutdown()
         if not address and logs.is_dir():  # a run that was refused has left no directory, and none is made here
-            _keep(logs_of_session, logs / "ray")
+            with contextlib.suppress(OSError):  # a full disk has been told of by what failed before
+                _keep(logs_of_session, logs / "ray")
 
 
 def nodes() -> list[Node]:

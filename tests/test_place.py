@@ -1,0 +1,166 @@
+"""Runs on a disk and in an object store: a real S3 protocol server on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from moto.server import ThreadedMotoServer
+from running import begin, generations, identities, popalign, scripted, until
+
+from factory.errors import InputError
+from factory.place import Place
+from factory.run import Run
+from factory.shard import shards
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[dict[str, str]]:
+    """The environment under which clients find an S3 server of our own."""
+    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    moto.start()
+    host, port = moto.get_host_and_port()
+    variables = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    yield variables
+    for name, value in before.items():
+        if value is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = value
+    moto.stop()
+
+
+@pytest.fixture
+def bucket(server: dict[str, str]) -> str:
+    name = f"popalign-{uuid.uuid4().hex[:12]}"
+    request = urllib.request.Request(f"{server['AWS_ENDPOINT_URL']}/{name}", method="PUT")
+    urllib.request.urlopen(request, timeout=10).close()
+    return f"s3://{name}"
+
+
+@pytest.fixture(params=["disk", "object store"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    if request.param == "disk":
+        return Place.of(tmp_path / "root")
+    return Place.of(request.getfixturevalue("bucket")) / "root"
+
+
+def test_place_writes_lists_reads_and_removes(root: Place, tmp_path: Path) -> None:
+    assert root.entries() == []
+    (root / "b" / "2.txt").write(b"two")
+    (root / "b" / "1.txt").write(b"one")
+    (root / "a.txt").write(b"")
+    assert [place.name for place in root.entries()] == ["a.txt", "b"]
+    assert root.files() == {"a.txt": 0, "b/1.txt": 3, "b/2.txt": 3}
+    assert (root / "b" / "2.txt").read() == b"two"
+    (root / "b" / "2.txt").write(b"other")
+    assert (root / "b" / "2.txt").read() == b"other"
+    assert (root / "b").is_dir() and not (root / "b").is_file() and (root / "a.txt").is_file()
+    again = pickle.loads(pickle.dumps(root))
+    assert again == root and again.files() == root.files()
+    (root / "b").remove()
+    (root / "no such").remove()
+    assert root.files() == {"a.txt": 0}
+
+
+def test_place_copies_folders_both_ways(root: Place, tmp_path: Path) -> None:
+    (tmp_path / "model" / "part").mkdir(parents=True)
+    (tmp_path / "model" / "part" / "weights").write_bytes(b"123")
+    (root / "model").upload(tmp_path / "model")
+    (root / "model").download(tmp_path / "copy")
+    assert (tmp_path / "copy" / "part" / "weights").read_bytes() == b"123"
+
+
+@pytest.mark.parametrize("address", ["ftp://host/run", "s3://bucket/run?endpoint_override=x"])
+def test_place_refuses_other_addresses(address: str) -> None:
+    with pytest.raises(InputError, match="s3://BUCKET/FOLDER"):
+        Place.of(address)
+
+
+def test_run_in_an_object_store_resumes_verifies_and_shows_damage(
+    tmp_path: Path, bucket: str, server: dict[str, str]
+) -> None:
+    recipe, run = scripted(tmp_path, 120), f"{bucket}/some/run"
+    progress = Place.of(run) / "progress"
+    slow = ["--set", f"run={run}", "--set", "variants.strong.speed=100", "--set", "variants.strong.max_num_seqs=16"]
+    process = begin("generate", str(recipe), *slow, "--set", "rows_per_task=8", **server)
+    until(lambda: len(progress.files()) >= 4, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    status = popalign("status", run, **server)
+    assert "not complete" in status.stdout, status.stderr
+    done = popalign("generate", str(recipe), "--set", f"run={run}", **server)
+    assert done.returncode == 0, done.stderr
+    effort = Run.open(run).manifest["effort"][-1]
+    assert 0 < effort["by_variant"]["strong"]["requests"] < 8 * 120, "nothing was taken from what was stored"
+    assert progress.files() == {}
+
+    local = tmp_path / "local"
+    local.mkdir()
+    assert popalign("generate", str(scripted(local, 120))).returncode == 0
+    assert identities(run) == identities(local / "run")
+    assert len(generations(run)) == 120
+
+    done = popalign("pairs", run, **server)
+    assert done.returncode == 0, done.stderr
+    assert popalign("status", run, "--verify", **server).returncode == 0
+    (shard,) = shards(Run.open(run).current("pairs", "pairs"))
+    content = bytearray(shard.read())
+    content[len(content) // 2] ^= 1
+    shard.write(bytes(content))
+    done = popalign("status", run, "--verify", **server)
+    assert done.returncode == 1
+    assert f"{shard} differs from its checksum" in done.stderr
+
+
+def test_model_trained_in_an_object_store_is_there_whole(
+    tmp_path: Path, bucket: str, server: dict[str, str], embedded_model: Path
+) -> None:
+    run = f"{bucket}/run"
+    base = tiny_model(embedded_model, tmp_path / "tiny")
+    train = {"variant": "base", "batch_size": 4, "micro_batch_size": 2, "precision": "fp32", "learning_rate": 1e-3}
+    recipe = scripted(tmp_path, 16, train=train, evaluate={"samples": 0})
+    content = yaml.safe_load(recipe.read_text())
+    content["variants"]["base"] = {"model": str(base)}
+    content["prompts"]["heldout"] = 0.3
+    recipe.write_text(yaml.safe_dump(content))
+    done = popalign("run", str(recipe), "--set", f"run={run}", **server)
+    assert done.returncode == 0, done.stderr
+    names = set((Place.of(run) / "model").files())
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {name.rpartition("/")[2] for name in names}
+    manifest = Run.open(run).manifest
+    assert manifest["evaluation"] and manifest["model"]
+
+
+def tiny_model(like: Path, folder: Path) -> Path:
+    """A model of one narrow layer with the tokenizer of another, to train in seconds."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
+    config = AutoConfig.from_pretrained(like, **sizes)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    for file in like.iterdir():
+        if file.name.startswith(("tokenizer", "special_tokens", "chat_template", "vocab", "merges")):
+            shutil.copy(file, folder)
+    assert json.loads((folder / "config.json").read_text())["num_hidden_layers"] == 1
+    return folder
