@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Annotated
 
 import ray
@@ -19,10 +20,11 @@ from factory.model import check_models, token_counter
 from factory.pair import make_pairs
 from factory.place import Place
 from factory.plan import Node, make_plan, misfits, require_fit
+from factory.probe import probe, sampled
 from factory.prompt import Staged, check_sources, stage
 from factory.run import Run, damaged
 from factory.session import cluster_address, here, session
-from factory.summary import show_pairs, show_plan, show_summary
+from factory.summary import show_pairs, show_plan, show_prediction, show_summary
 from factory.terminal import Terminal
 from factory.watch import Limits
 
@@ -53,9 +55,25 @@ def add_to(app: typer.Typer) -> None:
     app.command("status")(status_command)
 
 
-def plan_command(recipe: RecipeName, set_: Overrides = [], cpus: Cpus = None, as_json: AsJson = False) -> None:  # noqa: B006
-    """Show what a recipe will do: completions per prompt, pools, resources, schedule. Needs no GPU and no model."""
+def plan_command(
+    recipe: RecipeName,
+    set_: Overrides = [],  # noqa: B006
+    cpus: Cpus = None,
+    probe: Annotated[
+        int | None,
+        typer.Option(min=1, help="Generate for so many prompts, drawn at random, and predict tokens, time and cost."),
+    ] = None,
+    price: Annotated[float | None, typer.Option(min=0.0, help="Of a GPU-hour, for the cost; with --probe.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a recipe will do: completions per prompt, pools, resources, schedule. Needs no GPU and no model, except
+    with --probe, which starts the engines where `generate` would."""
     wanted = order(recipe, set_)
+    if probe is not None:
+        _probe(wanted, probe, price, cpus, as_json)
+        return
+    if price is not None:
+        raise InputError("--price: nothing is measured without --probe N")
     nodes = here(cpus)
     plan = make_plan(wanted, nodes)
     problems = misfits(plan, nodes)
@@ -65,6 +83,19 @@ def plan_command(recipe: RecipeName, set_: Overrides = [], cpus: Cpus = None, as
         terminal.say(json.dumps(facts, indent=2))
         return
     show_plan(terminal, recipe, wanted, plan, problems)
+
+
+def _probe(wanted: Order, number: int, price: float | None, cpus: int | None, as_json: bool) -> None:
+    terminal = Terminal(quiet=as_json)
+    check_sources(wanted.recipe.prompts)
+    with sampled(wanted, number) as (own, count), started(own, terminal, cpus=cpus, training=False) as (run, nodes):
+        plan = make_plan(wanted, nodes, num_prompts=count)
+        require_fit(plan, nodes, training=False)
+        found = probe(run, plan, count, price, terminal.progress)
+    if as_json:
+        Terminal().say(json.dumps(asdict(found), indent=2))
+    else:
+        show_prediction(terminal, found)
 
 
 def generate_command(

@@ -47,23 +47,16 @@ def groups(files: dict[str, int], target_bytes: int = TARGET_BYTES) -> list[list
     return out
 
 
-def repeated(places: Sequence[Place], finished: ray.ObjectRef) -> dict[bytes, str]:
-    """Ids that are stored more than once, with the file whose row counts. That takes a command that was killed while
+def owners(places: Sequence[Place], doubles: np.ndarray) -> dict[bytes, str]:
+    """For ids that are stored more than once, the file whose row counts. That takes a command that was killed while
     its last write went on, and another that began before it ended."""
-    doubles = ray.get(_repeated_ids.remote(finished))
     owner: dict[bytes, str] = {}
-    if len(doubles):
-        for place in places:
-            with parquet(place) as file:
-                found = ids(file.read(columns=["prompt_id"]).column("prompt_id"))
-            for identity in found[is_in(found, doubles)].tolist():
-                owner.setdefault(identity, place.name)
+    for place in places:
+        with parquet(place) as file:
+            found = ids(file.read(columns=["prompt_id"]).column("prompt_id"))
+        for identity in found[is_in(found, doubles)].tolist():
+            owner.setdefault(identity, place.name)
     return owner
-
-
-@ray.remote(num_cpus=0)
-def _repeated_ids(finished: np.ndarray) -> np.ndarray:
-    return np.unique(finished[1:][finished[1:] == finished[:-1]])
 
 
 @ray.remote(num_cpus=1)

@@ -7,9 +7,10 @@ counts whatever schedule the next command has, and a row that is in a later set 
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
@@ -28,7 +29,7 @@ from factory.pool import Job, Pool
 from factory.run import Run, now, plain
 from factory.session import nodes
 from factory.shard import GENERATION, ShardSink, parquet, rows_per_group, shards
-from factory.source import Slice, SliceSource, counted, finished_ids, merged, slices
+from factory.source import Finished, Slice, SliceSource, slices
 from factory.terminal import Meter
 from factory.watch import Limits, NodeLost, signals, watching
 
@@ -38,8 +39,6 @@ REQUESTS_AHEAD = 1.5
 # Tasks of one Ray Data execution. The driver holds some kilobytes for each; more rows than fit go through one
 # execution after another, so that its memory does not grow with their number.
 MAX_TASKS = 16_384
-MAX_ROWS_PER_TASK = 64
-TASKS_PER_REPLICA = 8
 # What is stored at once is what a crash cannot take away; a set has a thousand such files, or files of this many rows.
 FILES_PER_SET = 1_000
 MAX_ROWS_PER_FILE = 8_192
@@ -174,44 +173,42 @@ class _Work:
 
     def _stored(self, passed: int) -> int:
         """Prompts whose row is in the set of so many passes, or a later one."""
-        _, unique = ray.get(counted.remote(self._ids(passed)))
-        return int(unique)
+        _, unique = self._finished(passed).counted()
+        return unique
 
-    def _ids(self, passed: int) -> ray.ObjectRef:
-        """The sorted ids of the rows in the set of so many passes and all later ones."""
-        places = [place for folder in self._sets[passed:] for place in shards(folder)]
-        parts = [places[i : i + 256] for i in range(0, len(places), 256)] or [[]]
-        return merged.remote(*(finished_ids.remote(part) for part in parts))
+    def _finished(self, passed: int) -> Finished:
+        """The ids of the rows in the set of so many passes and all later ones."""
+        return Finished([place for folder in self._sets[passed:] for place in shards(folder)], self._ready)
 
     def _execute(self, stages: Sequence[Stage], first: int, last: int) -> None:
         """Stream the rows that are left through the pools, in as few executions as the driver's memory allows."""
         rows_left = self._ready - self._stored(last + 1)
         rows_per_task = self._rows_per_task(rows_left, stages)
-        parts = []
         # The rows that have come furthest first.
         for passed in range(last, first - 1, -1):
-            done = self._ids(passed + 1)
-            parts += [(part, done) for part in slices(shards(self._sets[passed]), rows_per_task)]
-        for chapter in batched(parts, MAX_TASKS):
-            if self._limits.why is None:
-                self._stream(chapter, stages, self._sets[last + 1], rows_per_task)
+            finished = self._finished(passed + 1)
+            for chapter in batched(slices(shards(self._sets[passed]), rows_per_task), MAX_TASKS):
+                done = finished.among(chapter)
+                if self._limits.why is None and len(ray.get(done)) < sum(part.num_rows for part in chapter):
+                    self._stream(chapter, done, stages, self._sets[last + 1], rows_per_task)
 
     def _rows_per_task(self, rows_left: int, stages: Sequence[Stage]) -> int:
         wanted = self._run.order.recipe.rows_per_task
         if wanted is not None:
             return wanted
-        replicas = max(stage.replicas for stage in stages)
-        few = min(MAX_ROWS_PER_TASK, math.ceil(rows_left / (TASKS_PER_REPLICA * replicas)))
-        return max(few, min(1024, math.ceil(rows_left / MAX_TASKS)), 1)
+        share = rows_left / max(stage.replicas for stage in stages)
+        # Small sets are cut finely, so that replicas end together. In large ones a task costs the driver 13 ms, and
+        # what a replica is at, which a crash repeats, is still below a hundredth of its share.
+        return max(1, min(64, math.ceil(share / 8)), min(1024, math.ceil(share / 256)))
 
     def _stream(
-        self, parts: Sequence[tuple[Slice, ray.ObjectRef]], stages: Sequence[Stage], target: Place, rows_per_task: int
+        self, parts: Sequence[Slice], done: ray.ObjectRef, stages: Sequence[Stage], target: Place, rows_per_task: int
     ) -> None:
         """One execution of Ray Data: source, pools, sink."""
         # Tasks that ask for no CPU are bounded by nothing else: 40 of them started 40 workers, each two seconds of CPU.
         at_once = max(2, sum(stage.replicas for stage in stages))
         data = ray.data.read_datasource(
-            SliceSource(parts), num_cpus=0, concurrency=at_once, override_num_blocks=len(parts)
+            SliceSource(parts, done), num_cpus=0, concurrency=at_once, override_num_blocks=len(parts)
         )
         for stage in stages:
             data = self._pool(data, stage, rows_per_task)
@@ -263,14 +260,14 @@ class _Work:
         """Merge the files of the last set into shards, check the books, and switch them in."""
         final = self._sets[-1]
         places = shards(final)
-        finished = finished_ids.remote(places)
-        num_rows, num_unique = ray.get(counted.remote(finished))
+        finished = Finished(places, self._ready)
+        num_rows, num_unique = finished.counted()
         if num_unique != self._ready:
             raise RunError(
                 f"the books do not balance: {self._ready} prompts are ready, {num_unique} have their generations "
                 "stored; run the same command again to fill what is missing"
             )
-        owner = compact.repeated(places, finished) if num_rows != num_unique else {}
+        owner = compact.owners(places, finished.repeated()) if num_rows != num_unique else {}
         folder = self._run.begin("generations")
         files = {name: size for name, size in final.files().items() if name.endswith(".parquet")}
         num_groups = rows_per_group(self._ready)
@@ -306,9 +303,11 @@ def progress_of(run: Run) -> dict[str, Any]:
     return out
 
 
-def batched(parts: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    """A sequence in pieces of at most ``size``."""
-    return (parts[i : i + size] for i in range(0, len(parts), size))
+def batched(parts: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """What comes, in lists of at most ``size``."""
+    parts = iter(parts)
+    while batch := list(itertools.islice(parts, size)):
+        yield batch
 
 
 def _quiet_ray_data() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -131,8 +131,14 @@ def make_plan(
 
 def unique(contrasts: Iterable[Contrast]) -> dict[str, Generation]:
     """The distinct generations of some contrasts by id, each after those whose answers it needs."""
-    sides = [side for contrast in contrasts for side in (contrast.chosen, contrast.rejected)]
-    return {generation.id: generation for side in sides for generation in side.walk()}
+    return {generation.id: generation for generation in walk(contrasts)}
+
+
+def walk(contrasts: Iterable[Contrast]) -> Iterator[Generation]:
+    """The generations of some contrasts, each after those whose answers it needs; shared ones come several times."""
+    for contrast in contrasts:
+        for side in (contrast.chosen, contrast.rejected):
+            yield from side.walk()
 
 
 def stage_order(generations: Iterable[Generation]) -> list[str]:

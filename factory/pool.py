@@ -20,7 +20,7 @@ import ray
 from factory.board import STRIKES, Card, Post
 from factory.engine import open_engine
 from factory.engine.base import Completion, EngineDead, RequestError
-from factory.plan import unique
+from factory.plan import walk
 from factory.recipe import Sampling, Variant
 from factory.request import build, seed
 from factory.shard import COMPLETION, GENERATION
@@ -94,12 +94,12 @@ class Pool:
         prompt = tuple(Message(turn["role"], turn["content"]) for turn in row["prompt"])
         there = {completion["generation_id"]: completion for completion in row["completions"]}
         mine: dict[str, Generation] = {}
-        for identity, generation in unique(strategy.contrast(prompt) for strategy in self._job.strategies).items():
-            needs = (reply.id for reply in generation.replies)  # each stands after those whose answers it needs
-            if generation.variant != self._job.variant or identity in there:
+        for generation in walk(strategy.contrast(prompt) for strategy in self._job.strategies):
+            # Ids are most of the time that a row takes here: none is worked out in vain.
+            if generation.variant != self._job.variant or generation.id in there:
                 continue
-            if all(need in there or need in mine for need in needs):
-                mine[identity] = generation
+            if all(reply.id in there or reply.id in mine for reply in generation.replies):
+                mine[generation.id] = generation
         if not mine:
             return [*there.values()]
         if len(strikes) >= STRIKES:

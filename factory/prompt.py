@@ -21,14 +21,14 @@ import pyarrow.parquet as pq
 from factory.errors import InputError
 from factory.place import Place
 from factory.recipe import Prompts
-from factory.shard import PROMPT, Written, rows_per_group, write_shard
+from factory.shard import PROMPT, TARGET_BYTES, ShardWriter, Written, rows_per_group
 from strategies.contrast import Message
 
 COLUMNS = ("prompt", "messages", "instruction", "question", "text")
 ROLES = ("system", "user", "assistant")
 FORMATS = (".jsonl", ".json", ".parquet", ".csv")
-# 20,000 prompts of some 100 words are a file of a few MiB, and every file is a unit of reading for Ray Data.
-PROMPTS_PER_FILE = 20_000
+# Held as Python objects until they are written: some 40 MiB.
+PROMPTS_AT_ONCE = 20_000
 
 
 @dataclass(slots=True)
@@ -65,7 +65,8 @@ def stage(
 ) -> tuple[Staged, list[Written]]:
     """Write the prompts of the sources as shards into ``folder``, and ``set_aside.jsonl`` beside them.
 
-    ``count_tokens`` gives the length of a bare prompt for the input limit. Memory: 16 bytes for each different prompt.
+    ``count_tokens`` gives the length of a bare prompt for the input limit. Memory: 16 bytes for each different prompt,
+    and one shard.
 
     Raises:
         InputError: naming the file and line that cannot be read.
@@ -75,14 +76,19 @@ def stage(
     rows: list[dict[str, Any]] = []
     written: list[Written] = []
 
-    def flush() -> None:
+    writer = ShardWriter(PROMPT, metadata)
+
+    def flush(*, last: bool = False) -> None:
+        nonlocal writer
         fresh = seen.add([row["prompt_id"] for row in rows])
         staged.duplicates += len(rows) - len(fresh)
         staged.ready += len(fresh)
         if fresh:
             table = pa.Table.from_pylist([rows[i] for i in fresh], PROMPT)
-            place = folder / f"{len(written):05d}.parquet"
-            written.append(write_shard(table, place, metadata, rows_per_group=rows_per_group(table.num_rows)))
+            writer.add(table, rows_per_group(table.num_rows))
+        if writer.num_rows and (last or writer.num_bytes >= TARGET_BYTES):
+            written.append(writer.write(folder / f"{len(written):05d}.parquet"))
+            writer = ShardWriter(PROMPT, metadata)
         rows.clear()
         progress(staged.read)
 
@@ -100,9 +106,9 @@ def stage(
             turns = [{"role": message.role, "content": message.content} for message in prompt]
             side = split(identity, settings.heldout)
             rows.append({"prompt_id": identity, "prompt": turns, "split": side, "source": source})
-            if len(rows) == PROMPTS_PER_FILE:
+            if len(rows) == PROMPTS_AT_ONCE:
                 flush()
-        flush()
+        flush(last=True)
         if not staged.ready:
             what = staged.set_aside or "no rows"
             raise InputError(f"prompts.source: no usable prompt among {staged.read} read ({what})")

@@ -212,7 +212,7 @@ class Recipe(Section):
     streaming where all pools fit at once."""
     rows_per_task: PositiveInt | None = None
     """Prompts of one Ray task, which is also the least that is stored at once; a replica works on several tasks.
-    Default: at least eight tasks a replica, 64 prompts at most, and more where there are more than a million."""
+    Default: eight tasks a replica or more, with 64 prompts at most, and up to 1,024 where a replica has thousands."""
     max_failure_rate: Annotated[float, Field(gt=0, le=1)] = 0.5
     """The share of completions that may fail, looked at after the first hundred; above it the run stops early and says
     why they failed."""

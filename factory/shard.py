@@ -91,6 +91,11 @@ class ShardWriter:
             self._writer.write_table(table, row_group_size=rows_per_group)
             self.num_rows += table.num_rows
 
+    @property
+    def num_bytes(self) -> int:
+        """So far, compressed."""
+        return int(self._sink.tell())
+
     def write(self, place: Place) -> Written:
         self._writer.close()
         content = self._sink.getvalue()

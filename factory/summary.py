@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from rich.table import Table
@@ -9,6 +10,7 @@ from rich.table import Table
 from factory.cookbook import Order
 from factory.generate import progress_of
 from factory.plan import Plan
+from factory.probe import Estimate, Predicted, Prediction
 from factory.run import Run
 from factory.terminal import Terminal, duration
 
@@ -34,6 +36,46 @@ def show_plan(terminal: Terminal, recipe: str, order: Order, plan: Plan, misfits
         terminal.say(f"train: {plan.train_workers} workers with {plan.train_cpus} CPU{gpus} each")
     for text in misfits:
         terminal.say(f"does not fit this machine: {text}")
+
+
+def show_prediction(terminal: Terminal, found: Prediction) -> None:
+    """What a probe predicts, each figure with its interval."""
+    terminal.say(f"by {found.probed:,} prompts, {found.prompts:,} prompts would take (95 % intervals):")
+    table = Table("", *(f"{part.variant} x {part.replicas}" for part in found.variants))
+    lines: list[tuple[str, Callable[[Predicted], str]]] = [
+        ("completions", lambda part: f"{part.completions:,}"),
+        ("prompt tokens", lambda part: _within(part.prompt_tokens, _amount)),
+        ("new tokens", lambda part: _within(part.new_tokens, _amount)),
+        ("time", lambda part: _within(part.seconds, duration)),
+    ]
+    if found.gpu_hours.value:
+        lines.append(("GPU-hours", lambda part: _within(part.gpu_hours, _amount)))
+    if found.cost is not None:
+        lines.append(("cost", lambda part: _within(part.cost, _amount) if part.cost else ""))
+    for name, text in lines:
+        table.add_row(name, *(text(part) for part in found.variants))
+    terminal.console.print(table)
+    hours = f", {_range(found.gpu_hours, _amount)} GPU-hours" if found.gpu_hours.value else ", no GPU"
+    cost = f", cost {_range(found.cost, _amount)}" if found.cost is not None and found.gpu_hours.value else ""
+    terminal.say(f"in all: {_range(found.seconds, duration)}{hours}{cost}")
+    few = [part for part in found.variants if part.in_flight < part.max_num_seqs]
+    if few:
+        which = ", ".join(f"{part.variant} {part.in_flight} of {part.max_num_seqs}" for part in few)
+        terminal.say(f"requests at once in the probe: {which}; with a larger --probe it may turn out faster")
+
+
+def _within(estimate: Estimate, written: Callable[[float], str]) -> str:
+    """With half the width of the interval, in per cent."""
+    half = (estimate.high - estimate.low) / 2 / estimate.value if estimate.value else 0
+    return f"{written(estimate.value)} ± {half:.0%}" if half else written(estimate.value)
+
+
+def _range(estimate: Estimate, written: Callable[[float], str]) -> str:
+    return f"{written(estimate.value)} ({written(estimate.low)} to {written(estimate.high)})"
+
+
+def _amount(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def show_pairs(terminal: Terminal, run: Run) -> None:

@@ -127,10 +127,17 @@ def test_stage_shard_has_schema_metadata_and_row_groups(tmp_path: Path) -> None:
 
 
 def test_stage_many_prompts_fill_several_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(factory.prompt, "PROMPTS_PER_FILE", 3)
+    monkeypatch.setattr(factory.prompt, "PROMPTS_AT_ONCE", 3)
+    monkeypatch.setattr(factory.prompt, "TARGET_BYTES", 1)
     assert staged(tmp_path, lines_file(tmp_path / "in.jsonl", "abcdefgh")).ready == 8
     assert [pq.read_metadata(path).num_rows for path in shards(Place.of(tmp_path / "prompts"))] == [3, 3, 2]
     assert "".join(texts(tmp_path)) == "abcdefgh"
+
+
+def test_stage_shards_are_filled_to_their_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(factory.prompt, "PROMPTS_AT_ONCE", 3)
+    staged(tmp_path, lines_file(tmp_path / "in.jsonl", "abcdefgh"))
+    assert [pq.read_metadata(path).num_rows for path in shards(Place.of(tmp_path / "prompts"))] == [8]
 
 
 def test_stage_glob_takes_files_in_their_order(tmp_path: Path) -> None:
