@@ -86,16 +86,16 @@ def plan_command(
 
 
 def _probe(wanted: Order, number: int, price: float | None, cpus: int | None, as_json: bool) -> None:
-    terminal = Terminal(quiet=as_json)
+    out, terminal = Terminal(), Terminal(quiet=as_json)
     check_sources(wanted.recipe.prompts)
     with sampled(wanted, number) as (own, count), started(own, terminal, cpus=cpus, training=False) as (run, nodes):
         plan = make_plan(wanted, nodes, num_prompts=count)
         require_fit(plan, nodes, training=False)
         found = probe(run, plan, count, price, terminal.progress)
     if as_json:
-        Terminal().say(json.dumps(asdict(found), indent=2))
+        out.say(json.dumps(asdict(found), indent=2))
     else:
-        show_prediction(terminal, found)
+        show_prediction(out, found)
 
 
 def generate_command(

@@ -191,7 +191,8 @@ def pace(seconds: float, views: Sequence[tuple[float, Totals]]) -> Pace:
     at, number, waiting = busy[-1]
     # Those in flight then are half done on average.
     tail = min(max(ended - at, 0.0), seconds)
-    rates = _rates(busy)
+    last_full = max(i for i, view in enumerate(busy) if view[2] >= 0.9 * most)
+    rates = _rates(busy[: last_full + 1])
     error = statistics.stdev(rates) / math.sqrt(len(rates)) / statistics.mean(rates) if len(rates) > 1 else math.inf
     return Pace(seconds, last, tail, last - number - waiting / 2, most, error)
 
