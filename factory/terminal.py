@@ -144,9 +144,18 @@ class _Screen(Progress):
 
 def variants_table(figures: Mapping[str, Figures]) -> Table:
     """One row per variant, in 80 columns; only a variant's name is ever cut."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("\nvariant", overflow="ellipsis")
-    heads = ("\nprompts", "\ncompletions", "tokens/s\nin", "\nout", "\nqueue", "\nreplicas", "cache\nhits", "\nfailed")
+    heads = (
+        "\nprompts",
+        "comple-\ntions",
+        "tokens\nin/s",
+        "tokens\nout/s",
+        "\nqueue",
+        "\nreplicas",
+        "cache\nhits",
+        "\nfailed",
+    )
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
     for name, figure in figures.items():
