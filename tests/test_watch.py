@@ -160,7 +160,7 @@ def test_lines_come_every_30_s_with_one_for_each_variant(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("stop", [False, True])
 def test_live_table_on_a_terminal_of_80_columns(tmp_path: Path, stop: bool) -> None:
-    recipe, run = scripted(tmp_path, 120), tmp_path / "run"
+    recipe, run = scripted(tmp_path, 60), tmp_path / "run"
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 80, 0, 0))
     process = subprocess.Popen(
@@ -181,16 +181,17 @@ def test_live_table_on_a_terminal_of_80_columns(tmp_path: Path, stop: bool) -> N
             os.killpg(process.pid, signal.SIGINT)
     code = process.wait(timeout=60)
     lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.decode()).replace("\r", "\n").splitlines()
-    assert max(map(len, lines)) <= 80 or code
+    live = [line for line in lines if "generate (" in line or line.startswith(("variant ", "strong ", "small "))]
+    assert max(map(len, live)) <= 80
     rows = [line.split() for line in lines if line.startswith("strong ")]
-    assert any(int(row[3]) > 0 and int(row[4]) > 0 and row[6] == "1" for row in rows), rows[-1]  # tokens, a replica
-    assert any("completions/s, " in line and line.endswith(" s left") for line in lines)
+    assert any("0" not in row[3:6] and row[6] == "1" for row in rows), rows[-1]  # tokens in and out, queue; replicas
+    assert any(re.search(r"\d completions/s, \d+ s left", line) for line in lines)
     if code:
         assert code == 130
         assert any("stopped by SIGINT: waiting for" in line for line in lines)
         assert any("go on with: popalign generate" in line for line in lines)
     else:
-        assert rows[-1][:3] == ["strong", "120/120", "960"]
+        assert rows[-1][:3] == ["strong", "60/60", "480"]
 
 
 def _read(leader: int) -> bytes:
@@ -231,7 +232,7 @@ def scraped(port: int) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
 
 def test_prometheus_reads_what_the_manifest_says_at_the_end(tmp_path: Path, cluster: Cluster, port: int) -> None:
     extra = [f"[[error]] {i}" for i in range(5)] + ["[[die]]"]
-    recipe, run = scripted(tmp_path, 194, extra=extra), tmp_path / "run"
+    recipe, run = scripted(tmp_path, 94, extra=extra), tmp_path / "run"
     process = begin("generate", str(recipe), *SLOW, RAY_ADDRESS=cluster.address)
     seen: dict[str, Any] = {}
 
@@ -245,9 +246,9 @@ def test_prometheus_reads_what_the_manifest_says_at_the_end(tmp_path: Path, clus
     until(at_work, process)
     strong = (("run", "run"), ("variant", "strong"))
     assert 0 < seen["ray_popalign_queue"][strong] <= 1.5 * 16 + 8
-    assert seen["ray_popalign_prompts_wanted"][strong] == 200
-    assert 0 < seen["ray_popalign_prompts_left"][strong] <= 200
-    _, error = process.communicate(timeout=120)
+    assert seen["ray_popalign_prompts_wanted"][strong] == 100
+    assert 0 < seen["ray_popalign_prompts_left"][strong] <= 100
+    out, error = process.communicate(timeout=120)
     assert process.returncode == 0, error
     manifest = json.loads((run / "manifest.json").read_text())
     (effort,) = manifest["effort"]
@@ -264,10 +265,13 @@ def test_prometheus_reads_what_the_manifest_says_at_the_end(tmp_path: Path, clus
 
     until(lambda: counts() == wanted, seconds=20)
     failed = scraped(port)["ray_popalign_failed_total"]
-    assert sum(failed.values()) == sum(total["failed"] for total in effort["by_variant"].values())
-    assert failed[*strong, ("kind", "scripted")] == 5 * 7  # its revision replies to an answer that is missing
-    stored_counts = manifest["generations"]["by_variant"]
-    assert {name: sum(count["failed"].values()) for name, count in stored_counts.items()} == _by_variant(failed)
+    assert _by_variant(failed) == {name: total["failed"] for name, total in effort["by_variant"].items()}
+    assert failed[*strong, ("kind", "scripted")] >= 5 * 7  # the eighth replies to an answer that is missing
+    # What the scripted engine does not have: a prefix cache.
+    assert out.count("(0% cache hits)") == 3
+    manifest["generations"]["by_variant"]["strong"].update(prompt_tokens=2_000, cached_tokens=1_340)
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    assert "completions, 2,000 prompt tokens (67% cache hits)" in popalign("status", str(run)).stdout
 
 
 def _by_variant(values: dict[tuple[tuple[str, str], ...], float]) -> dict[str, float]:
@@ -329,15 +333,3 @@ def test_dashboard_refers_to_its_own_variables_and_to_tags_that_there_are() -> N
             for name in re.findall(r"ray_(popalign_\w+)", target["expr"]):
                 assert set(by.split(", ")) <= tags[name], target["expr"]
                 assert ("rate(" in target["expr"] or "increase(" in target["expr"]) == (name in COUNTERS)
-
-
-def test_status_names_the_cache_hits_of_each_variant(tmp_path: Path) -> None:
-    recipe, run = scripted(tmp_path, 4), tmp_path / "run"
-    done = popalign("generate", str(recipe))
-    assert done.returncode == 0, done.stderr
-    path = run / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["generations"]["by_variant"]["strong"].update(prompt_tokens=2_000, cached_tokens=1_340)
-    path.write_text(json.dumps(manifest))
-    assert "strong: 32 completions, 2,000 prompt tokens (67% cache hits)" in popalign("status", str(run)).stdout
-    assert "small: 4 completions" in done.stdout and "(0% cache hits)" in done.stdout
