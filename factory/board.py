@@ -37,7 +37,7 @@ class Card:
 class Post:
     """How far one replica is, counted since it started."""
 
-    prompts: int = 0
+    prompts: int = 0  # that have passed, also those to which nothing was owed
     requests: int = 0  # that were completed
     errors: dict[str, int] = field(default_factory=dict)  # kind -> requests that failed
     prompt_tokens: int = 0

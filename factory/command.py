@@ -24,7 +24,7 @@ from factory.probe import probe, sampled
 from factory.prompt import Staged, check_sources, stage
 from factory.run import Run, damaged
 from factory.session import cluster_address, here, session
-from factory.summary import show_pairs, show_plan, show_prediction, show_summary
+from factory.summary import show_pairs, show_plan, show_prediction, show_summary, variant_lines
 from factory.terminal import Terminal
 from factory.watch import Limits
 
@@ -225,6 +225,8 @@ def generate_step(run: Run, nodes: list[Node], terminal: Terminal, limits: Limit
     facts = generate(run, plan, terminal.progress, limits)
     tokens = sum(variant["tokens"] for variant in facts["by_variant"].values())
     terminal.say(f"generations: {facts['prompts']:,} prompts complete, {tokens:,} new tokens in {run.path}/generations")
+    for line in variant_lines(facts["by_variant"]):
+        terminal.say(f"  {line}")
 
 
 def pairs_step(run: Run, terminal: Terminal) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -22,6 +23,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from factory import compact
 from factory.board import Board, View
 from factory.errors import PopalignError, RunError, Stopped, log, root_cause
+from factory.figure import Rates
+from factory.metric import Metrics
 from factory.model import resolve
 from factory.place import Place
 from factory.plan import Plan, Stage, refit
@@ -89,6 +92,7 @@ def _made_by(run: Run) -> dict[str, Any]:
 def _note_effort(run: Run, work: _Work, seconds: float, ended: str) -> None:
     """Add what this command did, also in vain, to the manifest's list."""
     view: View = ray.get(work.board.view.remote())
+    work.metrics.show(view)
     entry = {
         "at": now(),
         "seconds": round(seconds, 2),
@@ -110,7 +114,9 @@ class _Work:
     def __init__(self, run: Run, plan: Plan, board: Any, progress: Progress, limits: Limits) -> None:
         self._run = run
         self._stages = plan.stages
+        self._num_steps = len(plan.steps)
         self.board = board
+        self.metrics = Metrics(run.path.name)
         self._progress = progress
         self._limits = limits
         self._ready: int = run.manifest["prompts"]["ready"]
@@ -124,17 +130,22 @@ class _Work:
     def step(self, first: int, last: int) -> None:
         """Take all rows through the pools ``first`` to ``last``."""
         stages: Sequence[Stage] = self._stages[first : last + 1]
-        names = " and ".join(dict.fromkeys(stage.variant for stage in stages))
         fruitless = 0
-        stored = self._stored(last + 1)
-        owed = (self._ready - stored) * sum(stage.generations for stage in stages)
+        left = [self._ready - self._stored(passed) for passed in range(first + 1, last + 2)]
+        stored = self._ready - left[-1]
         if stored >= self._ready:
             return
-        with self._progress(f"generate {names}", owed, "completions") as meter:
+        prompts: Counter[str] = Counter()
+        for stage, number in zip(stages, left, strict=True):
+            prompts[stage.variant] += number
+        rates = Rates(prompts)
+        owed = sum(stage.generations * number for stage, number in zip(stages, left, strict=True))
+        title = "generate" if self._num_steps == 1 else f"generate ({first + 1} of {self._num_steps})"
+        with self._progress(title, owed, "completions") as meter:
             while stored < self._ready:
                 before, began = stored, time.time()
                 try:
-                    with watching(self.board, meter, {stage.variant for stage in stages}, self._limits):
+                    with watching(self.board, meter, rates, self.metrics, self._limits):
                         self._execute(stages, first, last)
                     error = None
                 except (ray.exceptions.RayError, NodeLost) as raised:

@@ -101,10 +101,12 @@ class Pool:
             if all(reply.id in there or reply.id in mine for reply in generation.replies):
                 mine[generation.id] = generation
         if not mine:
+            self._post.prompts += 1
             return [*there.values()]
         if len(strikes) >= STRIKES:
             why = f"engine_died: set aside, its engine was lost {len(strikes)} times ({'; '.join(strikes)})"
             self._fail(why, len(mine))
+            self._post.prompts += 1
             set_aside = ({**_failed(g, why), "seed": seed(self._job.run_seed, g.id)} for g in mine.values())
             return [*there.values(), *set_aside]
         async with self._gate.row(alone=bool(strikes)):

@@ -14,16 +14,16 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
 
-from factory.board import Totals, View
 from factory.cookbook import Order
+from factory.figure import Figures
 from factory.generate import Progress, generate
 from factory.place import Place
 from factory.plan import Plan, Stage
@@ -131,36 +131,49 @@ def probe(run: Run, plan: Plan, count: int, price: float | None, progress: Progr
     return _predict(run, plan, recorder, time.monotonic() - started, count, price)
 
 
-class Recorder(Meter):
-    """Keeps what the board said once a second, beside showing it."""
+class Look(NamedTuple):
+    """What was seen of a variant's one replica at some time."""
+
+    at: float
+    done: int  # completions, failed ones too
+    queue: int  # requests at the engine
+
+
+class Recorder:
+    """Keeps what is shown of the steps of a plan."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._shown: Meter | None = None
-        self.steps: list[float] = []  # seconds of each step of the plan
-        self.views: dict[str, list[tuple[float, Totals]]] = {}  # variant -> (time, totals)
+        self.steps: list[float] = []  # seconds of each
+        self.looks: dict[str, list[Look]] = {}  # by variant, once a second
 
     @contextmanager
     def step(self, title: str, total: float | None, unit: str) -> Iterator[Meter]:
         started = time.monotonic()
-        with self._progress(title, total, unit) as self._shown:
-            yield self
+        with self._progress(title, total, unit) as meter:
+            yield _Recorded(meter, self.looks)
         if unit == "completions":
             self.steps.append(time.monotonic() - started)
 
-    def update(self, done: float, detail: str = "", view: View | None = None) -> None:
-        assert self._shown is not None
-        self._shown.update(done, detail, view)
-        for name, totals in (view.totals if view else {}).items():
-            self.views.setdefault(name, []).append((time.monotonic(), totals))
+
+class _Recorded(Meter):
+    def __init__(self, shown: Meter, looks: dict[str, list[Look]]) -> None:
+        self.pace = shown.pace
+        self._shown = shown
+        self._looks = looks
+
+    def update(self, done: float, detail: str = "", figures: Mapping[str, Figures] | None = None) -> None:
+        self._shown.update(done, detail, figures)
+        for name, figure in (figures or {}).items():
+            look = Look(time.monotonic(), figure.completions + figure.failed, figure.queue)
+            self._looks.setdefault(name, []).append(look)
 
     def say(self, text: str) -> None:
-        assert self._shown is not None
         self._shown.say(text)
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class Serving:
     """How one replica worked, from its first request to its last completion."""
 
     seconds: float
@@ -178,29 +191,28 @@ class Pace:
         return (completions - self.in_tail) * (self.seconds - self.tail) / full + self.tail
 
 
-def pace(seconds: float, views: Sequence[tuple[float, Totals]]) -> Pace:
-    """The pace of a variant's one replica from what was seen of it once a second."""
-    done = [(at, total.requests + total.failed, total.waiting) for at, total in views]
-    last = done[-1][1]
-    serving = [view for view in done if view[2] or 0 < view[1] < last]
-    most = max((waiting for *_, waiting in serving), default=0)
-    busy = [view for view in serving if view[2] >= most / 2]
+def serving(seconds: float, looks: Sequence[Look]) -> Serving:
+    """How a replica served for so many seconds, by what was seen of it once a second."""
+    done = looks[-1].done
+    active = [look for look in looks if look.queue or 0 < look.done < done]
+    most = max((look.queue for look in active), default=0)
+    busy = [look for look in active if look.queue >= most / 2]
     if not busy or seconds <= 0:
-        return Pace(seconds, last, seconds, last, most, math.inf)
-    ended = next((at for at, number, _ in done if number == last), done[-1][0])
-    at, number, waiting = busy[-1]
-    # Those in flight then are half done on average.
-    tail = min(max(ended - at, 0.0), seconds)
-    last_full = max(i for i, view in enumerate(busy) if view[2] >= 0.9 * most)
-    rates = _rates(busy[: last_full + 1])
+        return Serving(seconds, done, seconds, done, most, math.inf)
+    ended = next(look.at for look in looks if look.done == done)
+    last = busy[-1]
+    tail = min(max(ended - last.at, 0.0), seconds)
+    full = max(i for i, look in enumerate(busy) if look.queue >= 0.9 * most)
+    rates = _rates(busy[: full + 1])
     error = statistics.stdev(rates) / math.sqrt(len(rates)) / statistics.mean(rates) if len(rates) > 1 else math.inf
-    return Pace(seconds, last, tail, last - number - waiting / 2, most, error)
+    # Those in flight are half done on average.
+    return Serving(seconds, done, tail, done - last.done - last.queue / 2, most, error)
 
 
-def _rates(views: Sequence[tuple[float, int, int]]) -> list[float]:
+def _rates(looks: Sequence[Look]) -> list[float]:
     """Completions a second in equal parts of some time, the half of those in flight counted as done."""
-    marks = [views[round(i * (len(views) - 1) / SEGMENTS)] for i in range(SEGMENTS + 1)]
-    parts = [((b[1] + b[2] / 2) - (a[1] + a[2] / 2), b[0] - a[0]) for a, b in itertools.pairwise(marks) if b > a]
+    marks = [looks[round(i * (len(looks) - 1) / SEGMENTS)] for i in range(SEGMENTS + 1)]
+    parts = [(b.done + b.queue / 2 - a.done - a.queue / 2, b.at - a.at) for a, b in itertools.pairwise(marks)]
     rates = [number / seconds for number, seconds in parts if seconds > 0]
     return rates if sum(rates) > 0 else []
 
@@ -213,10 +225,10 @@ def _predict(run: Run, plan: Plan, recorder: Recorder, seconds: float, count: in
     per_prompt = _tokens_per_prompt(run)
     owing = [stage for stage in plan.stages if stage.generations]
     served = {name: float(figures["seconds"]) for name, figures in effort["by_variant"].items()}
-    paces = {stage.variant: pace(served[stage.variant], recorder.views[stage.variant]) for stage in owing}
+    servings = {stage.variant: serving(served[stage.variant], recorder.looks[stage.variant]) for stage in owing}
     work: dict[str, Estimate] = {}  # variant -> seconds of serving over all prompts
     for stage in owing:
-        mine = paces[stage.variant]
+        mine = servings[stage.variant]
         expected = mine.time_for(mine.completions * prompts / probed / stage.replicas)
         # Two independent errors: of the tokens that a prompt takes, and of the rate.
         spread = per_prompt[stage.variant]["tokens"]
@@ -234,7 +246,7 @@ def _predict(run: Run, plan: Plan, recorder: Recorder, seconds: float, count: in
         total = total.plus(start).plus(slowest)
         for stage in step:  # a pool of a step holds its resources to the end of the step
             pool_seconds[stage.variant] = start.plus(slowest)
-    variants = tuple(_of(run, stage, paces, per_prompt, pool_seconds, prompts, probed, price) for stage in owing)
+    variants = tuple(_of(run, stage, servings, per_prompt, pool_seconds, prompts, probed, price) for stage in owing)
     gpu_hours = NOTHING
     for variant in variants:
         gpu_hours = gpu_hours.plus(variant.gpu_hours)
@@ -245,14 +257,14 @@ def _predict(run: Run, plan: Plan, recorder: Recorder, seconds: float, count: in
 def _of(
     run: Run,
     stage: Stage,
-    paces: dict[str, Pace],
+    servings: dict[str, Serving],
     per_prompt: dict[str, dict[str, Estimate]],
     pool_seconds: dict[str, Estimate],
     prompts: int,
     probed: int,
     price: float | None,
 ) -> Predicted:
-    mine = paces[stage.variant]
+    mine = servings[stage.variant]
     gpu_hours = pool_seconds[stage.variant].times(stage.replicas * stage.gpus / 3600)
     return Predicted(
         variant=stage.variant,

@@ -114,6 +114,8 @@ def show_summary(terminal: Terminal, run: Run) -> None:
         terminal.say(f"generations  complete, {show_effort(manifest)}")
     else:
         _unfinished(terminal, run, prompts["ready"])
+    for line in variant_lines(generations.get("by_variant", {})):
+        terminal.say(f"             {line}")
     for variant, count in generations.get("by_variant", {}).items():
         for kind, number in count["failed"].items():
             terminal.say(f"             failed: {number:,} completions of {variant} ({kind})")
@@ -144,6 +146,15 @@ def show_effort(manifest: dict[str, Any]) -> str:
     tokens, completions = sum(v["tokens"] for v in variants), sum(v["completions"] for v in variants)
     seconds = sum(effort["seconds"] for effort in manifest["effort"])
     return f"{completions:,} completions, {tokens:,} new tokens in {duration(seconds)}"
+
+
+def variant_lines(by_variant: dict[str, Any]) -> list[str]:
+    """What each variant has made, and how much of its prompts the prefix cache saved."""
+    return [
+        f"{variant}: {count['completions']:,} completions, {count['prompt_tokens']:,} prompt tokens "
+        f"({count['cached_tokens'] / max(1, count['prompt_tokens']):.0%} cache hits), {count['tokens']:,} new tokens"
+        for variant, count in by_variant.items()
+    ]
 
 
 def _model(terminal: Terminal, run: Run, facts: dict[str, Any]) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,10 +17,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from factory.board import Card, View
 from factory.errors import Stopped
+from factory.figure import Rates
+from factory.metric import Metrics
 from factory.terminal import Meter
 
 LOOK_EVERY_S = 1.0
-RATE_OVER = 10  # looks
 # A share of failures says little about fewer completions.
 ENOUGH_TO_JUDGE = 100
 # A replica whose node is lost and that found no room elsewhere for so long is given up, and the pools are planned anew.
@@ -76,9 +76,9 @@ def signals(limits: Limits) -> Iterator[None]:
 
 
 @contextmanager
-def watching(board: Any, meter: Meter, variants: set[str], limits: Limits) -> Iterator[None]:
+def watching(board: Any, meter: Meter, rates: Rates, metrics: Metrics, limits: Limits) -> Iterator[None]:
     """Look at the board once a second while a step runs."""
-    watch = _Watch(board, meter, variants, limits)
+    watch = _Watch(board, meter, rates, metrics, limits)
     thread = threading.Thread(target=watch.run, name="watch", daemon=True)
     thread.start()
     try:
@@ -86,49 +86,40 @@ def watching(board: Any, meter: Meter, variants: set[str], limits: Limits) -> It
     finally:
         watch.over.set()
         thread.join()
+        with contextlib.suppress(ray.exceptions.RayError):
+            watch.look()
 
 
 class _Watch:
-    def __init__(self, board: Any, meter: Meter, variants: set[str], limits: Limits) -> None:
+    def __init__(self, board: Any, meter: Meter, rates: Rates, metrics: Metrics, limits: Limits) -> None:
         self._board = board
         self._meter = meter
-        self._variants = variants
+        self._rates = rates
+        self._metrics = metrics
         self._limits = limits
-        view = self._look()
-        self._before = self._done(view)
-        self._rates = deque([(time.monotonic(), self._tokens(view))], maxlen=RATE_OVER)
         self._homeless: dict[str, float] = {}  # replica -> since when its node is known to be lost
         self._ended: set[int] = set()
         self._broken_off = False
         self.over = threading.Event()
+        self.look()
 
     def run(self) -> None:
         while not self.over.wait(LOOK_EVERY_S):
             # The board is busy, or the session is going away: a figure late is no harm.
             with contextlib.suppress(ray.exceptions.RayError):
-                view = self._look()
-                self._meter.update(self._done(view) - self._before, self._rate(view), view)
+                view = self.look()
                 self._judge(view)
                 self._end_silent(view)
                 self._end_homeless(view)
 
-    def _look(self) -> View:
+    def look(self) -> View:
+        """Look at the board, and show it: to the user, and to Prometheus."""
         view: View = ray.get(self._board.view.remote(), timeout=10)
+        figures = self._rates.look(view)
+        self._meter.update(sum(figure.completions + figure.failed for figure in figures.values()), figures=figures)
+        self._metrics.show(view)
+        self._metrics.show_step(figures, self._meter.pace)
         return view
-
-    def _done(self, view: View) -> int:
-        mine = [total for name, total in view.totals.items() if name in self._variants]
-        return sum(total.requests + total.failed for total in mine)
-
-    def _tokens(self, view: View) -> int:
-        return sum(total.tokens for name, total in view.totals.items() if name in self._variants)
-
-    def _rate(self, view: View) -> str:
-        """Tokens a second over the last looks."""
-        self._rates.append((time.monotonic(), self._tokens(view)))
-        (since, before), (now, tokens) = self._rates[0], self._rates[-1]
-        serving = sum(total.replicas for name, total in view.totals.items() if name in self._variants)
-        return f"{(tokens - before) / (now - since):,.0f} tokens/s" if serving else "engine starts"
 
     def _judge(self, view: View) -> None:
         """Stop where a limit is reached."""

@@ -11,26 +11,27 @@ import numpy as np
 import pytest
 from running import generations, popalign, scripted
 
-from factory.board import Totals
-from factory.probe import Estimate, draw, mean, pace
+from factory.probe import Estimate, Look, Predicted, Prediction, draw, mean, serving
 from factory.recipe import Prompts
+from factory.summary import show_prediction
+from factory.terminal import Terminal
 
 
-def seen(rate: float, completions: int, at_once: int, tail: int) -> list[tuple[float, Totals]]:
+def seen(rate: float, completions: int, at_once: int, tail: int) -> list[Look]:
     """A replica that completes ``rate`` a second with ``at_once`` in flight, and ``tail`` seconds for the last ones."""
-    views = []
+    looks = []
     full = int((completions - at_once) / rate)
     for second in range(full + 1):
-        views.append((float(second), Totals(requests=int(second * rate), waiting=at_once)))
+        looks.append(Look(float(second), int(second * rate), at_once))
     for second in range(1, tail + 1):
         left = at_once * (1 - second / tail)
-        views.append((float(full + second), Totals(requests=round(completions - left), waiting=round(left))))
-    return views
+        looks.append(Look(float(full + second), round(completions - left), round(left)))
+    return looks
 
 
-def test_pace_multiplies_the_full_load_and_not_the_tail() -> None:
-    views = seen(rate=10, completions=500, at_once=100, tail=20)
-    found = pace(60.0, views)
+def test_serving_multiplies_the_full_load_and_not_the_tail() -> None:
+    looks = seen(rate=10, completions=500, at_once=100, tail=20)
+    found = serving(60.0, looks)
     assert found.in_flight == 100
     assert found.tail == pytest.approx(10, abs=1.5)  # from when half of them were left
     assert found.time_for(500) == pytest.approx(60)  # what was seen is given back
@@ -38,8 +39,8 @@ def test_pace_multiplies_the_full_load_and_not_the_tail() -> None:
     assert found.error < 0.05
 
 
-def test_pace_of_a_probe_that_never_filled_the_engine_is_proportional() -> None:
-    found = pace(8.0, [(0.0, Totals()), (8.0, Totals(requests=4))])
+def test_serving_of_a_probe_that_never_filled_the_engine_is_proportional() -> None:
+    found = serving(8.0, [Look(0.0, 0, 0), Look(8.0, 4, 0)])
     assert found.time_for(40) == pytest.approx(80)
     assert found.error == float("inf")
 
@@ -90,8 +91,17 @@ def test_probe_predicts_tokens_within_its_interval_and_leaves_nothing(tmp_path: 
         tokens = variant["new_tokens"]
         # The interval holds 95 in 100; twice its half width all but surely.
         assert abs(tokens["value"] - made[variant["variant"]]) <= 2 * (tokens["high"] - tokens["low"]) / 2
-    text = popalign("plan", str(recipe), *fast, "--probe", "10").stdout
-    assert "by 10 prompts, 300 prompts would take" in text and "in all:" in text
+
+
+def test_prediction_is_shown_with_its_intervals(capfd: pytest.CaptureFixture[str]) -> None:
+    tokens, time_ = Estimate(26_732, 23_564, 29_900), Estimate(7200, 3600, 10_800)
+    part = Predicted("strong", 4, 704, tokens, tokens, time_, time_.times(4 / 3600), time_.times(4 / 1800), 100, 128)
+    show_prediction(Terminal(), Prediction(16, 64, time_, part.gpu_hours, part.cost, (part,)))
+    text = capfd.readouterr().out
+    assert "by 16 prompts, 64 prompts would take" in text and "strong x 4" in text
+    assert "26,732 ± 12%" in text and "2 h 0 min ± 50%" in text
+    assert "in all: 2 h 0 min (1 h 0 min to 3 h 0 min), 8 (4 to 12) GPU-hours, cost 16 (8 to 24)" in text
+    assert "strong 100 of 128" in text
 
 
 def test_price_without_a_probe_is_refused(tmp_path: Path) -> None:
