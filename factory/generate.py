@@ -30,7 +30,7 @@ from factory.place import Place
 from factory.plan import Plan, Stage, refit
 from factory.pool import Job, Pool
 from factory.run import Run, now, plain
-from factory.session import nodes
+from factory.session import gathered, nodes
 from factory.shard import GENERATION, ShardSink, parquet, rows_per_group, shards
 from factory.source import Finished, Slice, SliceSource, slices
 from factory.terminal import Meter
@@ -282,17 +282,15 @@ class _Work:
         folder = self._run.begin("generations")
         files = {name: size for name, size in final.files().items() if name.endswith(".parquet")}
         num_groups = rows_per_group(self._ready)
-        refs = [
-            compact.merge.remote(
-                [final / name for name in names], folder / f"{i:05d}.parquet", self._run.metadata, num_groups, owner
-            )
-            for i, names in enumerate(compact.groups(files))
-        ]
-        with self._progress("merge", len(refs), "shards") as meter:
-            for number in range(1, len(refs) + 1):
-                ray.wait(refs, num_returns=number)
-                meter.update(number)
-        written, counts = zip(*ray.get(refs), strict=True)
+
+        def merge(numbered: tuple[int, list[str]]) -> ray.ObjectRef:
+            number, names = numbered
+            target = folder / f"{number:05d}.parquet"
+            return compact.merge.remote([final / n for n in names], target, self._run.metadata, num_groups, owner)
+
+        numbered = list(enumerate(compact.groups(files)))
+        with self._progress("merge", len(numbered), "shards") as meter:
+            written, counts = zip(*gathered(merge, numbered, meter.update), strict=True)
         if sum(shard.num_rows for shard in written) != self._ready:
             raise RunError(f"the books do not balance: {self._ready} prompts are ready, and not as many were merged")
         by_variant = {name: asdict(count) for name, count in compact.merged_counts(counts).items()}

@@ -20,6 +20,7 @@ from factory.errors import RunError
 from factory.generate import Progress
 from factory.place import Place
 from factory.run import Run
+from factory.session import gathered
 from factory.shard import PAIR, ShardWriter, Written, parquet, shards
 from strategies.contrast import Generation, Message, Strategy
 
@@ -131,16 +132,16 @@ def make_pairs(run: Run, progress: Progress) -> dict[str, Any]:
     target = run.begin("pairs")
     order = ray.put(run.order)
     sources = shards(generations)
-    refs = [_pair_shard.remote(source, target / source.name, order, run.metadata) for source in sources]
-    with progress("pairs", len(refs), "shards") as meter:
-        for number in range(1, len(refs) + 1):
-            ray.wait(refs, num_returns=number)
-            meter.update(number)
+
+    def start(source: Place) -> ray.ObjectRef:
+        return _pair_shard.remote(source, target / source.name, order, run.metadata)
+
+    with progress("pairs", len(sources), "shards") as meter:
+        parts = gathered(start, sources, meter.update)
     books: Books = {}
-    written: list[Written] = []
-    for part, shard in ray.get(refs):
+    for part, _ in parts:
         _add(books, part)
-        written.append(shard)
+    written = [shard for _, shard in parts]
     _check_books(run, books)
     outcomes = {strategy: outcomes_of(books[strategy]) for strategy in run.order.recipe.strategies}
     seconds = round(time.monotonic() - started, 2)

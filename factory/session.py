@@ -6,15 +6,19 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import ray
 
 from factory.errors import RunError
 from factory.plan import Node
 
+T = TypeVar("T")
+TASKS_AT_ONCE = 512
 PACKAGE_ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -69,6 +73,25 @@ def session(logs: Path, *, cpus: int | None = None) -> Iterator[list[Node]]:
         if not address and logs.is_dir():  # a run that was refused has left no directory, and none is made here
             with contextlib.suppress(OSError):  # a full disk has been told of by what failed before
                 _keep(logs_of_session, logs / "ray")
+
+
+def gathered(start: Callable[[T], ray.ObjectRef], items: Sequence[T], progress: Callable[[int], None]) -> list[Any]:
+    """The results of one task for each item, in order; ``start`` submits one.
+
+    At most ``TASKS_AT_ONCE`` are submitted and not done: Ray looks at all that it is asked to wait for, so that waiting
+    for tens of thousands at once takes hours.
+    """
+    results: list[Any] = [None] * len(items)
+    pending: dict[ray.ObjectRef, int] = {}
+    left = deque(enumerate(items))
+    while left or pending:
+        while left and len(pending) < TASKS_AT_ONCE:
+            i, item = left.popleft()
+            pending[start(item)] = i
+        (done,), _ = ray.wait([*pending], num_returns=1)
+        results[pending.pop(done)] = ray.get(done)
+        progress(len(items) - len(left) - len(pending))
+    return results
 
 
 def nodes() -> list[Node]:
