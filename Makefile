@@ -25,7 +25,7 @@ demo: env  ## run the demonstration: a real model on this machine's CPU, no acco
 	@$(BIN)/popalign run demo
 
 test: env  ## run the tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: env  ## check style, format and types
 	@$(BIN)/ruff check .
@@ -34,7 +34,7 @@ lint: env  ## check style, format and types
 
 check: lint test  ## all that CI checks
 
-bench: env  ## measure generation against the bare engine
+bench: env  ## measure: against the bare engine, against separate jobs, at scale (most of an hour)
 	@$(BIN)/python tests/bench.py
 
 submit: env  ## submit a run to a Ray cluster (RECIPE=demo ADDRESS=http://127.0.0.1:8265)
