@@ -213,14 +213,14 @@ def test_outage_costs_no_request_and_is_not_counted(server: Server) -> None:
     """Many more attempts than eight would fit into the outage; meanwhile only trials knock, one after another."""
     served = engine(server.url, patience=20)
     server.delay = 0.05
-    halves = threading.Timer(0.3, server.cut), threading.Timer(3, server.listen)
+    halves = threading.Timer(0.5, server.cut), threading.Timer(2.5, server.listen)
     for half in halves:
         half.start()
-    done = ask(served, *(request(seed=i) for i in range(1500)))
+    done = ask(served, *(request(seed=i) for i in range(600)))
     for half in halves:
         half.join()
     assert all(isinstance(each, Completion) for each in done)
-    assert 100 < len(server.bodies) < 1500 + 128 + 100, "what was in flight at the cut is asked again, and little more"
+    assert 600 < len(server.bodies) < 600 + 128 + 50, "what was in flight at the cut is asked again, and little more"
 
 
 def test_outage_longer_than_the_patience_ends_the_run(server: Server) -> None:
@@ -544,7 +544,7 @@ def test_vllm_server_greedy_agrees_with_transformers_after_a_prefill_too(
 
     from factory.model import render
 
-    questions = ["What is the capital of France?", "Name three fruits.", "Write one sentence about the sea."]
+    questions = ["What is the capital of France?", "Name three fruits."]
     prefills = ["", "(good response)", "Thought: short.\nResponse:"]
     wanted = [request(q, prefill=p, temperature=0.0, max_tokens=24) for q in questions for p in prefills]
     served = engine(vllm_server, key=KEY, request_timeout=100)
