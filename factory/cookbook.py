@@ -136,6 +136,11 @@ def _check_references(recipe: Recipe, strategies: Sequence[Strategy]) -> None:
                 f"train.variant: unknown variant '{recipe.train.variant}'"
                 f"{nearest(recipe.train.variant, recipe.variants)}"
             )
+        if recipe.variants[recipe.train.variant].engine == "endpoint":
+            raise InputError(
+                f"train.variant: '{recipe.train.variant}' is a model behind an endpoint, and training needs its "
+                "checkpoint; name a variant of engine 'vllm', if need be one that no strategy uses"
+            )
         per_step = recipe.train.workers * recipe.train.micro_batch_size
         if recipe.train.batch_size % per_step:
             raise InputError(

@@ -19,6 +19,10 @@ class PopalignError(Exception):
 
     exit_code = 1
 
+    def __str__(self) -> str:
+        # Ray Data appends lines of advice to whatever passes through it.
+        return str(self.args[0]).partition("\n")[0] if self.args else ""
+
 
 class InputError(PopalignError, ValueError):
     """The user's input is wrong; nothing was written."""
@@ -36,9 +40,6 @@ class Stopped(PopalignError):
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message, exit_code)
         self.exit_code = exit_code
-
-    def __str__(self) -> str:
-        return str(self.args[0])
 
     def with_way(self, done: str, run: object) -> Stopped:
         """The same, with what is done and how to go on."""

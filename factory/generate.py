@@ -30,6 +30,7 @@ from factory.place import Place
 from factory.plan import Plan, Stage, refit
 from factory.pool import Job, Pool
 from factory.run import Run, now, plain
+from factory.secret import from_environment
 from factory.session import gathered, nodes
 from factory.shard import GENERATION, ShardSink, parquet, rows_per_group, shards
 from factory.source import Finished, Slice, SliceSource, slices
@@ -249,6 +250,7 @@ class _Work:
             cpus=int(stage.cpus),
             rows_at_once=rows_at_once,
             logs=str(self._run.logs),
+            key=from_environment(f"variants.{stage.variant}.api_key_env", variant.api_key_env),
         )
         sizes = (
             {"min_size": stage.elastic[0], "max_size": stage.elastic[1], "initial_size": stage.replicas}
@@ -325,3 +327,5 @@ def _quiet_ray_data() -> None:
     context.print_on_execution_start = False
     # A large model may load for longer than the default of half an hour without any block moving.
     context.execution_no_progress_timeout_s = -1
+    # An error that ends the run from inside a pool arrives as what it is, not as "UDF failed" without its cause.
+    context.raise_original_map_exception = True

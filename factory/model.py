@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -14,15 +15,18 @@ from factory.embedded import SCHEME, materialise
 from factory.errors import InputError
 from factory.plan import SAMPLE, unique
 from factory.recipe import Variant
+from factory.request import build
+from factory.server import Server
 from strategies.contrast import Message, Strategy
 
 HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+BYTES_PER_TOKEN = 4
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 
 
 def resolve(variant: Variant) -> str:
     """What an engine can load: a folder, or a hub name. The embedded model is converted at its first use."""
-    if variant.engine == "scripted":
+    if variant.engine != "vllm":
         return variant.model
     if variant.model.startswith(SCHEME):
         return str(materialise(variant.model))
@@ -37,7 +41,9 @@ def check_models(order: Order) -> None:
     """
     prefilled = _prefilled(order)
     for name, variant in order.recipe.variants.items():
-        if variant.engine == "scripted":
+        if variant.engine == "endpoint":
+            _check_endpoint(name, order, prefilled.get(name))
+        if variant.engine != "vllm":
             continue
         _check_folder(name, variant)
         tokenizer = load_tokenizer(name, variant)
@@ -58,6 +64,28 @@ def _prefilled(order: Order) -> dict[str, Strategy]:
             if generation.prefill:
                 found.setdefault(generation.variant, strategy)
     return found
+
+
+def _check_endpoint(name: str, order: Order, prefilling: Strategy | None) -> None:
+    variant, recipe = order.recipe.variants[name], order.recipe
+    owed = unique(strategy.contrast(SAMPLE) for strategy in order.strategies).values()
+    asked = [
+        build(g, {r.id: "An answer." for r in g.replies}, run_seed=0, sampling=recipe.sampling, variant=variant)
+        for g in owed
+        if g.variant == name
+    ]
+    with Server(name, variant) as server:
+        server.require_model()
+        server.require_service(asked)
+        if prefilling is not None and not server.prefills():
+            raise _no_prefill(f"the server of variant '{name}' ({variant.url})", prefilling)
+
+
+def _no_prefill(what: str, strategy: Strategy) -> InputError:
+    way = "affix=system" if "affix" in {f.name for f in fields(strategy)} else "format=free"
+    return InputError(
+        f"strategies.{strategy.name}: {what} cannot prefill the assistant turn; set strategies.{strategy.name}.{way}"
+    )
 
 
 def _check_folder(name: str, variant: Variant) -> None:
@@ -97,11 +125,7 @@ def _check_prefill(name: str, variant: Variant, tokenizer: Any, strategy: Strate
     except Exception as error:  # noqa: BLE001 - templates are programs and raise what they like
         text = str(error)
     if not text.rstrip().endswith(probe):
-        way = "affix=system" if "affix" in {f.name for f in fields(strategy)} else "format=free"
-        raise InputError(
-            f"strategies.{strategy.name}: the chat template of variant '{name}' ({variant.model}) cannot prefill the "
-            f"assistant turn; set strategies.{strategy.name}.{way}"
-        )
+        raise _no_prefill(f"the chat template of variant '{name}' ({variant.model})", strategy)
 
 
 def render(tokenizer: Any, messages: Sequence[tuple[str, str]], prefill: str) -> list[int]:
@@ -124,14 +148,19 @@ def render(tokenizer: Any, messages: Sequence[tuple[str, str]], prefill: str) ->
 
 
 def token_counter(order: Order) -> Callable[[tuple[Message, ...]], int]:
-    """The length of a bare prompt in tokens: the longest over the run's tokenizers; words where there is no model."""
-    variants = {v.model: (name, v) for name, v in order.recipe.variants.items() if v.engine != "scripted"}
+    """The length of a bare prompt in tokens: the longest over the run's tokenizers.
+
+    Where there is none: words for scripted variants, and for endpoints four bytes a token, which is about right for
+    English and too many rather than too few tokens for most other text. A server refuses what is too long for it.
+    """
+    variants = {v.model: (name, v) for name, v in order.recipe.variants.items() if v.engine == "vllm"}
+    served = any(variant.engine == "endpoint" for variant in order.recipe.variants.values())
     tokenizers = [load_tokenizer(name, variant) for name, variant in variants.values()]
 
     def count(prompt: tuple[Message, ...]) -> int:
         text = "\n".join(str(message.content) for message in prompt)
         if not tokenizers:
-            return len(text.split())
+            return math.ceil(len(text.encode()) / BYTES_PER_TOKEN) if served else len(text.split())
         return max(len(tokenizer.encode(text, add_special_tokens=False)) for tokenizer in tokenizers)
 
     return count

@@ -23,6 +23,7 @@ from factory.engine.base import Completion, EngineDead, RequestError
 from factory.plan import walk
 from factory.recipe import Sampling, Variant
 from factory.request import build, seed
+from factory.secret import Secret
 from factory.shard import COMPLETION, GENERATION
 from strategies.contrast import Generation, Message, Strategy
 from strategies.reading import answer
@@ -42,6 +43,7 @@ class Job:
     cpus: int
     rows_at_once: int
     logs: str
+    key: Secret | None  # of the endpoint; the driver has it from its environment, which actors do not see
 
 
 class Pool:
@@ -75,7 +77,7 @@ class Pool:
         self._gate = Gate(job.rows_at_once)
         # A thread: the loop may be held up, and the start of an engine takes minutes.
         threading.Thread(target=self._beat, name="beat", daemon=True).start()
-        self._engine = open_engine(job.variant, job.settings, job.sampling, mine)
+        self._engine = open_engine(job.variant, job.settings, job.sampling, mine, job.key)
         ray.get(board.ready.remote(self._replica))
 
     async def __call__(self, block: pa.Table) -> pa.Table:
@@ -188,7 +190,7 @@ class Pool:
             except ray.exceptions.RayError:
                 return  # the run is over
             stalled = time.monotonic() - self._progress_at
-            if self._waiting and stalled > self._job.settings.deadline:
+            if self._waiting and self._engine.watched and stalled > self._job.settings.deadline:
                 self._give_up(f"its engine gave nothing for {stalled:.0f} s")
 
     def _report(self) -> Post:

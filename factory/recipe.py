@@ -6,12 +6,25 @@ a run is made and may change between a run and its resumption; all others say wh
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+# Fields of a variant that an endpoint's server was started with, and nothing here could change.
+SERVERS_BUSINESS = (
+    "revision",
+    "dtype",
+    "max_model_len",
+    "trust_remote_code",
+    "gpus",
+    "max_num_batched_tokens",
+    "gpu_memory",
+    "kv_cache_gib",
+)
 
 
 class Section(BaseModel):
@@ -38,7 +51,8 @@ class Prompts(Section):
     """The share of prompts that training never sees and `evaluate` uses. By hash of the prompt: all pairs of one prompt
     fall on the same side."""
     max_tokens: PositiveInt = 1024
-    """Longer prompts are set aside with the reason `over_input_limit` (paper: 1024)."""
+    """Longer prompts are set aside with the reason `over_input_limit` (paper: 1024). Counted by the
+    run's tokenizers; where all variants are endpoints none is here, and four bytes of text stand for a token."""
 
 
 class Sampling(Section):
@@ -72,15 +86,21 @@ class Variant(Section):
             "gpu_memory",
             "kv_cache_gib",
             "speed",
+            "url",
+            "api_key_env",
+            "request_timeout",
+            "patience",
         }
     )
 
     model: str = "scripted"
-    """A Hugging Face folder, a hub name, or `embedded:smollm2-135m` (`-120m`, `-113m`: its depth-pruned siblings)."""
+    """A Hugging Face folder, a hub name, or `embedded:smollm2-135m` (`-120m`, `-113m`: its depth-pruned siblings).
+    Engine `endpoint`: the name under which the server serves it."""
     revision: str | None = None
     """The hub revision; pin it for a data set that can be made again."""
-    engine: Literal["vllm", "scripted"] = "vllm"
-    """`vllm`: in the pool's actors. `scripted`: deterministic text and no model, for dry runs and scale tests."""
+    engine: Literal["vllm", "endpoint", "scripted"] = "vllm"
+    """`vllm`: in the pool's actors. `endpoint`: an OpenAI-compatible server at `url`. `scripted`: deterministic text
+    and no model, for dry runs and scale tests."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """On a CPU vLLM's bfloat16 changes greedy text against `transformers`; float32 does not."""
     max_model_len: PositiveInt | None = None
@@ -103,7 +123,7 @@ class Variant(Section):
     """Seconds without any completion or sign of life after which an engine with requests is taken to hang and is
     replaced. Longer than its longest answer takes."""
     max_num_seqs: PositiveInt = 128
-    """Sequences that one engine decodes at once."""
+    """Sequences that one engine decodes at once; of an endpoint, requests that are in flight at most."""
     max_num_batched_tokens: PositiveInt | None = None
     """Tokens of one engine step. Default: 8192, and on a CPU at least `max_model_len`, because seeded prompts must not
     be prefilled in chunks there."""
@@ -113,6 +133,17 @@ class Variant(Section):
     """Memory for the key-value cache of an engine on a CPU, in GiB."""
     speed: PositiveFloat | None = None
     """Engine `scripted` only: tokens per second of one sequence. Default: at once."""
+    url: str | None = None
+    """Engine `endpoint` only: the server's address, mostly up to and with `/v1`. It may change between a run
+    and its resumption: it is the model that makes the data."""
+    api_key_env: str | None = None
+    """Engine `endpoint` only: the environment variable that holds the server's key, where the command is started.
+    Default: no key is sent, whatever the environment holds."""
+    request_timeout: PositiveFloat = 300
+    """Engine `endpoint` only: seconds after which an attempt is given up. Longer than the longest answer takes."""
+    patience: Annotated[float, Field(ge=0)] = 300
+    """Engine `endpoint` only: seconds that the server may be out before the run stops; a shorter outage costs no
+    completion."""
 
     @model_validator(mode="after")
     def _whole_gpus(self) -> Variant:
@@ -122,6 +153,32 @@ class Variant(Section):
             raise ValueError(f"replicas is [{self.replicas[0]}, {self.replicas[1]}]: the smaller number first")
         if self.speed is not None and self.engine != "scripted":
             raise ValueError("speed is for engine 'scripted'")
+        return self
+
+    @model_validator(mode="after")
+    def _endpoint(self) -> Variant:
+        def first_set(*names: str) -> str | None:
+            fields = type(self).model_fields
+            return next((name for name in names if getattr(self, name) != fields[name].default), None)
+
+        if self.engine != "endpoint":
+            if name := first_set("url", "api_key_env", "request_timeout", "patience"):
+                raise ValueError(f"{name} is for engine 'endpoint'")
+            return self
+        if name := first_set(*SERVERS_BUSINESS):
+            raise ValueError(f"{name} is the server's own business with engine 'endpoint'; leave it out here")
+        if self.model == "scripted":
+            raise ValueError("engine 'endpoint' needs model, the name under which the server serves it")
+        if self.url is None:
+            raise ValueError("engine 'endpoint' needs url, such as http://host:8000/v1")
+        parts = urlsplit(self.url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError("url is not of the form http://host:8000/v1")
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise ValueError("url holds more than an address; a key goes into the variable that api_key_env names")
+        # Lower case letters too would let a key through, and the recipe is stored.
+        if self.api_key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.api_key_env):
+            raise ValueError("api_key_env is not the NAME of an environment variable; a key is never in a recipe")
         return self
 
 

@@ -191,7 +191,11 @@ class Run:
     @property
     def metadata(self) -> dict[str, str]:
         """What every shard says about its making."""
-        models = {name: f"{v.model}@{v.revision or 'main'}" for name, v in self.order.recipe.variants.items()}
+        # Of what a server serves no revision is known.
+        models = {
+            name: v.model if v.engine == "endpoint" else f"{v.model}@{v.revision or 'main'}"
+            for name, v in self.order.recipe.variants.items()
+        }
         return {
             "popalign.fingerprint": self.order.fingerprint,
             "popalign.recipe": json.dumps(self.order.data(), sort_keys=True),

@@ -173,7 +173,7 @@ def test_recipe_variant_named_like_a_field_does_not_confuse_the_hint() -> None:
         ("sampling.temperature=.inf", ("sampling.temperature: ",)),
         ("sampling.stop=['']", ("sampling.stop",)),  # vLLM refuses an empty stop text, one request after another
         ("variants={}", ("variants: ", "at least 1")),
-        ("variants.strong.engine=vlm", ("variants.strong.engine: ", "'vllm' or 'scripted'", "'vlm'")),
+        ("variants.strong.engine=vlm", ("variants.strong.engine: ", "'vllm', 'endpoint' or 'scripted'", "'vlm'")),
         ("variants.strong.gpus=1.5", ("variants.strong: gpus is 1.5", "whole number")),
         ("variants.strong.speed=4", ("variants.strong: speed is for engine 'scripted'",)),
         ("variants.strong.replicas=0", ("variants.strong.replicas: ",)),
@@ -383,7 +383,11 @@ CHANGED: dict[type[Section], dict[str, Any]] = {
         "max_num_batched_tokens": 3,
         "gpu_memory": 0.3,
         "kv_cache_gib": 3,
-        "speed": 3,  # needs the engine `scripted`
+        "speed": 3,  # needs the engine `scripted`, and those below `endpoint`
+        "url": "http://elsewhere/v1",
+        "api_key_env": "SERVER_KEY",
+        "request_timeout": 3,
+        "patience": 3,
     },
     StrategySettings: {"weight": 0.3},
     Train: {
@@ -432,7 +436,9 @@ def test_fingerprint_tests_know_every_field_of_every_section() -> None:
 
 @pytest.mark.parametrize(("section", "name"), [(s, name) for s, values in CHANGED.items() for name in values])
 def test_fingerprint_changes_with_every_field_but_the_operational(section: type[Section], name: str) -> None:
-    place = {"variants.strong.engine": "scripted"} if name == "speed" else {}
+    place: dict[str, Any] = {"variants.strong.engine": "scripted"} if name == "speed" else {}
+    if name in {"url", "api_key_env", "request_timeout", "patience"}:
+        place = {"variants.strong.engine": "endpoint", "variants.strong.url": "http://here/v1"}
     base = cookbook.check(changed(place), "r")
     other = cookbook.check(changed({**place, PLACE[section] + name: CHANGED[section][name]}), "r")
     assert other.recipe != base.recipe

@@ -41,6 +41,9 @@ class EngineDead(Exception):
 class Engine(Protocol):
     """Serves many requests at once; ``complete`` is called concurrently."""
 
+    watched: bool
+    """Whether the pool ends it where it gives nothing for the deadline; no, where all its own waits are bounded."""
+
     async def complete(self, request: Request) -> Completion:
         """Raises ``RequestError`` for a request that can never succeed, and ``EngineDead``; all else ends the run."""
         ...

@@ -123,6 +123,8 @@ class ScriptedEngine:
     last turn do what they say.
     """
 
+    watched = True
+
     def __init__(self, name: str, variant: Variant, sampling: Sampling) -> None:
         self._name = name
         self._speed = variant.speed

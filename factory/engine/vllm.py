@@ -31,6 +31,8 @@ CPU_BLOCK_SIZE = 32
 class VllmEngine:
     """Requests of all rows are in flight at once; vLLM batches them."""
 
+    watched = True
+
     def __init__(self, name: str, variant: Variant, sampling: Sampling, cores: list[int]) -> None:
         self._name = name
         self._tokenizer = AutoTokenizer.from_pretrained(
