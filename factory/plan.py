@@ -18,6 +18,9 @@ from factory.errors import InputError
 from factory.recipe import Recipe, Variant
 from strategies.contrast import Contrast, Generation, Message
 
+# `auto` streams unless the slowest of the pools then takes so much longer than all of them one after another, each with
+# the whole cluster. Within that, streaming is better: engines start together, and nothing is stored in between.
+WORTH_WAITING = 1.25
 SAMPLE = (Message("user", "A prompt that stands for all."),)
 
 
@@ -198,13 +201,23 @@ def _schedule(
             max_new_tokens=tokens[name] / len(owed) if first else 0,
         )
 
-    phased = tuple(stage(i, together=False) for i in range(len(passes)))
+    phased = tuple(_grown((stage(i, together=False),), recipe, nodes, num_prompts)[0] for i in range(len(passes)))
     streaming = tuple(stage(i, together=True) for i in range(len(passes)))
-    if recipe.schedule == "streaming" or (
-        recipe.schedule == "auto" and len(passes) > 1 and not misfit("", _needs(streaming), nodes)
-    ):
-        return "streaming", _grown(streaming, recipe, nodes, num_prompts)
-    return "phased", tuple(_grown((stage,), recipe, nodes, num_prompts)[0] for stage in phased)
+    if recipe.schedule == "phased" or (recipe.schedule == "auto" and misfit("", _needs(streaming), nodes)):
+        return "phased", phased
+    streaming = _grown(streaming, recipe, nodes, num_prompts)
+    if recipe.schedule == "auto" and len(passes) > 1:
+        times = [[_time(stage, recipe) for stage in stages] for stages in (streaming, phased)]
+        if max(times[0]) > WORTH_WAITING * sum(times[1]):
+            return "phased", phased
+    return ("streaming", streaming) if recipe.schedule == "streaming" or len(passes) > 1 else ("phased", phased)
+
+
+def _time(stage: Stage, recipe: Recipe) -> float:
+    """A pool's time for a prompt in some unit. A model on more GPUs is larger, hence they stand for the cost of a
+    token; an engine on CPUs is as fast as it has CPUs."""
+    speed = stage.cpus if _takes_all_cpus(recipe.variants[stage.variant]) else 1
+    return stage.max_new_tokens * (stage.gpus or 1) / (stage.replicas * speed)
 
 
 def _fewest(variant: Variant) -> int:

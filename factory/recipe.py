@@ -266,7 +266,7 @@ class Recipe(Section):
     strategies: dict[Name, StrategySettings] = Field(min_length=1)
     schedule: Literal["auto", "streaming", "phased"] = "auto"
     """`streaming`: all pools at once; `phased`: one variant after another, each with the whole machine; `auto`:
-    streaming where all pools fit at once."""
+    streaming where all pools fit at once and none would be much slower than the others."""
     rows_per_task: PositiveInt | None = None
     """Prompts of one Ray task, which is also the least that is stored at once; a replica works on several tasks.
     Default: eight tasks a replica or more, with 64 prompts at most, and up to 1,024 where a replica has thousands."""

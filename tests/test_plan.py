@@ -10,7 +10,7 @@ import pytest
 from factory import cookbook
 from factory.cookbook import Order, order
 from factory.errors import InputError
-from factory.plan import Node, Plan, make_plan, misfit, misfits, require_fit, stage_order, unique
+from factory.plan import Node, Plan, make_plan, misfit, misfits, refit, require_fit, stage_order, unique
 from strategies.contrast import Contrast, Generation, Level, Message, Reply, Strategy
 
 ASK = (Message("user", "Name a river."),)
@@ -218,9 +218,26 @@ def test_schedule_auto_two_cpus_are_too_few_for_three_pools() -> None:
     assert misfits(plan, CPU2) == []
 
 
-def test_schedule_auto_four_cpus_stream() -> None:
-    plan = make_plan(made(), CPU4)
-    assert plan.schedule == "streaming"
+def test_schedule_auto_streams_where_the_pools_are_balanced() -> None:
+    # 8 completions a prompt on 6 GPUs take 8 / 6; one after another on 8 GPUs (8 + 1 + 1) / 8, hardly less.
+    plan = make_plan(made(*GPUS), [GPU8])
+    assert (plan.schedule, replicas(plan)) == ("streaming", {"strong": 6, "second": 1, "small": 1})
+
+
+def test_schedule_auto_does_not_let_two_pools_wait_for_a_third() -> None:
+    # On a CPU each: 8 against (8 + 1 + 1) / 4.
+    assert make_plan(made(), CPU4).schedule == "phased"
+    assert (
+        make_plan(
+            made("strategies.prefix=null", *(f"strategies.{n}=null" for n in ("demon", "elicitive", "refine"))),
+            [Node(9, 0)],
+        ).schedule
+        == "streaming"
+    )
+
+
+def test_schedule_streaming_four_cpus_are_shared() -> None:
+    plan = make_plan(made("schedule=streaming"), CPU4)
     assert shape(plan) == [("strong", 1, 1, 0), ("small", 1, 1, 0), ("second", 1, 1, 0)]  # 4 // 3 = 1 each
     assert plan.cpus == 3
     assert misfits(plan, CPU4) == []
@@ -289,26 +306,28 @@ def test_gpus_paper_recipe_runs_phased_on_one_node_of_eight() -> None:
     assert misfits(plan, [GPU8]) == []
 
 
-def test_gpus_paper_recipe_streams_on_three_nodes_of_eight() -> None:
-    plan = make_plan(order("leaderboard"), [GPU8] * 3)
-    assert plan.schedule == "streaming"
-    assert (plan.cpus, plan.gpus) == (4 + 8 + 4, 8 + 8 + 8)
-    assert misfits(plan, [GPU8] * 3) == []
+def test_gpus_paper_recipe_fills_three_nodes_of_eight() -> None:
+    nodes = [GPU8] * 3
+    plan = make_plan(order("leaderboard", ["schedule=streaming"]), nodes)
+    assert replicas(plan) == {"strong": 9, "second": 2, "small": 2}
+    assert plan.gpus == 24
+    assert misfits(plan, nodes) == []
+    assert replicas(make_plan(order("leaderboard"), nodes)) == {"strong": 12, "second": 12, "small": 24}
 
 
 def test_gpus_paper_recipe_on_two_cpus_misfits_everything() -> None:
     plan = make_plan(order("leaderboard"), CPU2)
     assert misfits(plan, CPU2) == [
-        "variant 'strong' needs 4 x (1 CPU, 2 GPU); there is (2 CPU, no GPU)",
-        "variant 'small' needs 8 x (1 CPU, 1 GPU); there is (2 CPU, no GPU)",
-        "variant 'second' needs 4 x (1 CPU, 2 GPU); there is (2 CPU, no GPU)",
+        "variant 'strong' needs 1 x (1 CPU, 2 GPU); there is (2 CPU, no GPU)",
+        "variant 'small' needs 1 x (1 CPU, 1 GPU); there is (2 CPU, no GPU)",
+        "variant 'second' needs 1 x (1 CPU, 2 GPU); there is (2 CPU, no GPU)",
         "train needs 8 x (1 CPU, 1 GPU); there is (2 CPU, no GPU)",
     ]
 
 
 def test_gpus_node_of_four_is_too_small_by_the_numbers() -> None:
     node = [Node(32, 4)]
-    assert misfits(make_plan(order("leaderboard"), node), node)[0] == (
+    assert misfits(make_plan(order("leaderboard", ["variants.strong.replicas=4"]), node), node)[0] == (
         "variant 'strong' needs 4 x (1 CPU, 2 GPU); there is (32 CPU, 4 GPU)"
     )
 
@@ -386,7 +405,7 @@ def test_require_fit_generation_says_numbers_and_way_out() -> None:
     with pytest.raises(InputError) as caught:
         require_fit(make_plan(order("leaderboard"), CPU2), CPU2)
     text = str(caught.value)
-    assert text.startswith("the plan does not fit: variant 'strong' needs 4 x (1 CPU, 2 GPU); there is (2 CPU, no GPU)")
+    assert text.startswith("the plan does not fit: variant 'strong' needs 1 x (1 CPU, 2 GPU); there is (2 CPU, no GPU)")
     assert "lower replicas, cpus or gpus" in text
     assert "schedule=phased" not in text, "it is phased already"
 
@@ -407,3 +426,66 @@ def test_plan_demo_fits_on_two_cpus() -> None:
     plan = make_plan(order("demo"), CPU2)
     assert misfits(plan, CPU2) == []
     assert plan.schedule == "phased"
+
+
+GPUS = tuple(f"variants.{name}.gpus=1" for name in ("strong", "second", "small"))
+
+
+def replicas(plan: Plan) -> dict[str, int]:
+    return {stage.variant: stage.replicas for stage in plan.stages}
+
+
+def test_replicas_phased_gives_each_variant_the_whole_cluster() -> None:
+    plan = make_plan(made("schedule=phased", *GPUS, "variants.small.gpus=2"), [GPU8, GPU8])
+    assert replicas(plan) == {"strong": 16, "second": 16, "small": 8}
+
+
+def test_replicas_streaming_are_shared_by_the_tokens_that_each_pool_owes() -> None:
+    plan = make_plan(made("schedule=streaming", *GPUS), [GPU8, Node(96, 2)])
+    # 8 completions a prompt against 1 and 1, on 10 GPUs.
+    assert replicas(plan) == {"strong": 8, "second": 1, "small": 1}
+
+
+def test_replicas_are_no_more_than_have_a_full_batch() -> None:
+    plan = make_plan(made("schedule=phased", *GPUS, "variants.strong.max_num_seqs=32"), [GPU8], num_prompts=40)
+    # 40 prompts x 8 completions fill 10 batches of 32, more than 8 GPUs; 40 of the others fill one of 128.
+    assert replicas(plan) == {"strong": 8, "second": 1, "small": 1}
+
+
+def test_replicas_of_the_recipe_are_kept_and_the_rest_is_shared() -> None:
+    plan = make_plan(made("schedule=streaming", *GPUS, "variants.second.replicas=3"), [GPU8])
+    assert replicas(plan) == {"strong": 4, "second": 3, "small": 1}
+
+
+def test_replicas_elastic_grow_within_their_bounds() -> None:
+    plan = make_plan(made("schedule=phased", *GPUS, "variants.strong.replicas=[2, 4]"), [GPU8])
+    assert replicas(plan)["strong"] == 4
+    assert next(stage.elastic for stage in plan.stages if stage.variant == "strong") == (2, 4)
+    assert next(stage.elastic for stage in plan.stages if stage.variant == "small") is None
+
+
+def test_replicas_fractions_of_a_gpu_share_it() -> None:
+    halves = [f"variants.{name}.gpus=0.5" for name in ("strong", "second", "small")]
+    plan = make_plan(made("schedule=streaming", *halves), [Node(8, 2)])
+    assert replicas(plan) == {"strong": 2, "second": 1, "small": 1}
+
+
+def test_refit_takes_replicas_away_where_nodes_were_lost() -> None:
+    plan = make_plan(made("schedule=streaming", *GPUS), [GPU8])
+    assert replicas(plan) == {"strong": 6, "second": 1, "small": 1}
+    left = refit(plan.stages, [Node(96, 4)])
+    assert left is not None
+    assert [stage.replicas for stage in left] == [2, 1, 1]
+    assert refit(plan.stages, [Node(96, 2)]) is None  # three pools need three GPUs
+
+
+def test_steps_are_one_for_streaming_and_one_a_pool_for_phased() -> None:
+    assert make_plan(made("schedule=streaming"), CPU4).steps == [(0, 2)]
+    assert make_plan(made("schedule=phased"), CPU4).steps == [(0, 0), (1, 1), (2, 2)]
+
+
+def test_plan_of_an_added_strategy_owes_only_what_is_missing() -> None:
+    before = made("strategies.refine=null", "strategies.nparam=null")
+    plan = make_plan(made(), CPU4, made=before)
+    # The revision of an answer that is there, and the answer of `small`; the bare answer of `strong` is shared.
+    assert {stage.variant: stage.generations for stage in plan.stages} == {"strong": 1, "small": 1}
