@@ -20,7 +20,7 @@ from factory.shard import shards
 from strategies.contrast import Generation, Message, Sampling
 
 
-@pytest.mark.parametrize("cpus", [1, 2, 4])
+@pytest.mark.parametrize("cpus", [1, 4])
 def test_generate_and_pairs_on_few_logical_cpus_balance(tmp_path: Path, cpus: int) -> None:
     recipe = scripted(tmp_path, 40, extra=["[[empty]] nothing", "[[truncated]] long", "[[error]] broken"])
     run = tmp_path / "run"
@@ -34,6 +34,10 @@ def test_generate_and_pairs_on_few_logical_cpus_balance(tmp_path: Path, cpus: in
         total = outcomes["kept"] + sum(outcomes["rejected"].values()) + sum(outcomes["failed"].values())
         assert total == 43
         assert sum(outcomes["failed"].values()) >= 1  # the prompt that asks for an error
+    again = popalign("pairs", str(run), "--cpus", str(cpus))
+    assert again.returncode == 0, again.stderr
+    made = json.loads((run / "manifest.json").read_text())["pairs"]
+    assert made["checksum"] == manifest["pairs"]["checksum"], "pairs made again differ"
     rows = generations(run)
     assert len({row["prompt_id"] for row in rows}) == len(rows) == 43
     assert {len(row["completions"]) for row in rows} == {10}
@@ -48,16 +52,6 @@ def test_generate_with_another_number_of_replicas_asks_the_same(tmp_path: Path) 
     done = popalign("generate", str(recipe), "--cpus", "4", "--set", f"run={second}", *more)
     assert done.returncode == 0, done.stderr
     assert identities(first) == identities(second)
-
-
-def test_pairs_made_again_are_equal_to_the_byte(tmp_path: Path) -> None:
-    recipe = scripted(tmp_path, 30)
-    assert popalign("generate", str(recipe)).returncode == 0
-    digests = []
-    for _ in range(2):
-        assert popalign("pairs", str(tmp_path / "run")).returncode == 0
-        digests.append(json.loads((tmp_path / "run" / "manifest.json").read_text())["pairs"]["checksum"])
-    assert digests[0] == digests[1]
 
 
 @pytest.mark.parametrize(
@@ -89,14 +83,6 @@ def test_generate_with_a_bad_line_leaves_nothing_behind(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "prompts.jsonl:4: not JSON" in done.stderr
     assert not (tmp_path / "run").exists()
-
-
-def test_generate_into_the_run_of_another_recipe_is_refused(tmp_path: Path) -> None:
-    recipe = scripted(tmp_path, 3)
-    assert popalign("generate", str(recipe)).returncode == 0
-    done = popalign("generate", str(recipe), "--set", "seed=1")
-    assert done.returncode == 2
-    assert "seed was 0 and is 1" in done.stderr
 
 
 def test_vllm_greedy_agrees_with_transformers_and_seeded_prompts_do_not_kill_it(embedded_model: Path) -> None:

@@ -57,7 +57,7 @@ class Clock:
 
 
 def view(**totals: Totals) -> View:
-    return View(totals=totals, faults=[], silent=[], cards=[], set_aside={})
+    return View(totals=totals, faults=[], silent=[], cards=[], end=None)
 
 
 def test_rates_are_of_the_last_ten_seconds_and_counts_of_the_step() -> None:
