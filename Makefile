@@ -25,7 +25,8 @@ demo: env  ## run the demonstration: a real model on this machine's CPU, no acco
 	@$(BIN)/popalign run demo
 
 test: env  ## run the tests
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -m engine
+	@$(BIN)/python -m pytest -m "not engine" -n 2
 
 lint: env  ## check style, format and types
 	@$(BIN)/ruff check .

@@ -85,6 +85,7 @@ def test_generate_with_a_bad_line_leaves_nothing_behind(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.engine
 def test_vllm_greedy_agrees_with_transformers_and_seeded_prompts_do_not_kill_it(embedded_model: Path) -> None:
     """In a process of its own: an engine changes the environment and the threads of the process that hosts it."""
     done = subprocess.run(
@@ -101,6 +102,7 @@ def test_vllm_greedy_agrees_with_transformers_and_seeded_prompts_do_not_kill_it(
     assert json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.engine
 def test_run_makes_an_aligned_model_from_prompts(tmp_path: Path, embedded_model: Path) -> None:
     run = tmp_path / "run"
     small = {

@@ -535,6 +535,7 @@ def vllm_server(embedded_model: Path, tmp_path_factory: pytest.TempPathFactory) 
             os.killpg(process.pid, signal.SIGKILL)
 
 
+@pytest.mark.engine
 def test_vllm_server_greedy_agrees_with_transformers_after_a_prefill_too(
     vllm_server: str, embedded_model: Path
 ) -> None:
@@ -559,6 +560,7 @@ def test_vllm_server_greedy_agrees_with_transformers_after_a_prefill_too(
         assert done.finish == ("length" if done.tokens == 24 else "stop")
 
 
+@pytest.mark.engine
 def test_vllm_server_serves_a_run_with_prefills_and_refuses_what_is_too_long(vllm_server: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     variants = {"strong": {"engine": "endpoint", "model": MODEL, "url": vllm_server, "api_key_env": "SERVER_KEY"}}

@@ -113,7 +113,7 @@ def test_node_that_goes_away_costs_only_what_was_in_flight(
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
 def test_replica_that_dies_or_freezes_is_replaced(tmp_path: Path, blow: signal.Signals, whole: dict[str, Any]) -> None:
     recipe, run = scripted(tmp_path, NUM), tmp_path / "run"
-    process = begin("generate", str(recipe), *SLOW, "--set", "variants.strong.deadline=4")
+    process = begin("generate", str(recipe), *SLOW, "--set", "variants.strong.deadline=6")
     until(lambda: stored(run) >= 50, process)
     (pid,) = pids(run)
     os.kill(pid, blow)
@@ -121,7 +121,7 @@ def test_replica_that_dies_or_freezes_is_replaced(tmp_path: Path, blow: signal.S
     assert process.returncode == 0, error
     (fault,) = faults(run)
     assert ("died" if blow == signal.SIGKILL else "no sign of life") in fault["what"]
-    assert fault["lost_s"] > (0 if blow == signal.SIGKILL else 4)
+    assert fault["lost_s"] > (0 if blow == signal.SIGKILL else 6)
     assert not Path(f"/proc/{pid}").exists()
     assert identities(run) == whole
 
@@ -129,7 +129,7 @@ def test_replica_that_dies_or_freezes_is_replaced(tmp_path: Path, blow: signal.S
 def test_prompts_that_kill_or_hang_their_engine_twice_are_set_aside(tmp_path: Path) -> None:
     recipe = scripted(tmp_path, 40, extra=["Please [[die]] now.", "Please [[hang]] now."])
     run = tmp_path / "run"
-    done = popalign("generate", str(recipe), *SLOW, "--set", "variants.strong.deadline=4")
+    done = popalign("generate", str(recipe), *SLOW, "--set", "variants.strong.deadline=6")
     assert done.returncode == 0, done.stderr
     failed = {
         str(row["prompt"][-1]["content"]): completion["error"]

@@ -130,6 +130,7 @@ def test_run_in_an_object_store_resumes_verifies_and_shows_damage(
     assert f"{shard} differs from its checksum" in done.stderr
 
 
+@pytest.mark.engine
 def test_model_trained_in_an_object_store_is_there_whole(
     tmp_path: Path, bucket: str, server: dict[str, str], embedded_model: Path
 ) -> None:
