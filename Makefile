@@ -26,7 +26,7 @@ demo: env  ## run the demonstration: a real model on this machine's CPU, no acco
 
 test: env  ## run the tests
 	@$(BIN)/python -m pytest -m engine
-	@$(BIN)/python -m pytest -m "not engine" -n 2
+	@$(BIN)/python -m pytest -m "not engine" -n 2 --dist worksteal
 
 lint: env  ## check style, format and types
 	@$(BIN)/ruff check .

@@ -312,7 +312,11 @@ def test_gpus_paper_recipe_fills_three_nodes_of_eight() -> None:
     assert replicas(plan) == {"strong": 9, "second": 2, "small": 2}
     assert plan.gpus == 24
     assert misfits(plan, nodes) == []
-    assert replicas(make_plan(order("leaderboard"), nodes)) == {"strong": 12, "second": 12, "small": 24}
+    assert replicas(make_plan(order("leaderboard", ["schedule=phased"]), nodes)) == {
+        "strong": 12,
+        "second": 12,
+        "small": 24,
+    }
 
 
 def test_gpus_paper_recipe_on_two_cpus_misfits_everything() -> None:
