@@ -80,8 +80,8 @@ SCRIPTED: dict[str, Any] = {
         "leaderboard": {"ladder": ["strong", "second"]},
         "refine": {"variant": "strong"},
     },
-    "schedule": "phased",
 }
+SCALE_CPUS = 4  # logical: room for the three pools at once, so that the plan streams
 
 
 def main() -> None:
@@ -220,8 +220,9 @@ def scale(folder: Path, size: int) -> dict[str, Any]:
     """The scripted engine over so many made-up prompts."""
     source = _prompts(folder / f"prompts-{size}.jsonl", size)
     run = folder / f"scale-{size}"
-    recipe = _recipe(folder / f"scale-{size}.yaml", {**SCRIPTED, "run": str(run), "prompts": {"source": str(source)}})
-    generate = _factory(recipe)
+    content = {**SCRIPTED, "run": str(run), "prompts": {"source": str(source)}, "schedule": "streaming"}
+    recipe = _recipe(folder / f"scale-{size}.yaml", content)
+    generate = _driver(["generate", str(recipe), "--cpus", str(SCALE_CPUS)])
     pairs = _driver(["pairs", str(run)])
     row = {
         "prompts": size,
@@ -264,7 +265,7 @@ def nodes(folder: Path, repetitions: int) -> list[dict[str, Any]]:
                     run = folder / f"nodes-{number}-{speed}-{i}"
                     more = {"engine": "scripted", "max_num_seqs": 64, "replicas": number, "speed": speed}
                     content = {**SCRIPTED, "variants": dict.fromkeys(("strong", "small", "second"), more)}
-                    content |= {"run": str(run), "prompts": {"source": str(source)}}
+                    content |= {"run": str(run), "prompts": {"source": str(source)}, "schedule": "phased"}
                     recipe = _recipe(folder / "nodes.yaml", content)
                     _driver(["generate", str(recipe)], RAY_ADDRESS=cluster.address)
                     seconds.append(_manifest(run)["effort"][-1]["seconds"])
