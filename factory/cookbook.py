@@ -19,6 +19,10 @@ from factory.wording import load_preset
 from strategies.catalogue import catalogue
 from strategies.contrast import Strategy
 from strategies.preset import Preset
+from strategies.score import Scores
+
+# Between the samples of a strategy where nothing is shared: more than a recipe has strategies.
+STRIDE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +31,17 @@ class Order:
 
     recipe: Recipe
     preset: Preset
-    strategies: tuple[Strategy, ...]
+    strategies: tuple[Strategy, ...]  # one that draws several samples stands here as often
+    scores: Scores | None = None
 
     def data(self) -> dict[str, Any]:
         """All that decides which data comes out, flat: ``{"variants.strong.model": ...}``."""
         # The strategies as they were built: a default that is written out is no difference, and an order that changes
         # which sample a strategy draws is one.
-        strategies = {
-            strategy.name: {f.name: getattr(strategy, f.name) for f in fields(strategy) if f.name != "preset"}
-            for strategy in self.strategies
-        }
+        strategies: dict[str, Any] = {}
+        for strategy in self.strategies:
+            own = {f.name: getattr(strategy, f.name) for f in fields(strategy) if f.name != "preset"}
+            strategies.setdefault(strategy.name, own | {"samples": self.recipe.strategies[strategy.name].samples})
         return _flat({**_data(self.recipe), "preset": asdict(self.preset), "strategies": strategies})
 
     @property
@@ -98,14 +103,33 @@ def check(data: dict[str, Any], name: str) -> Order:
         raise InputError(f"recipe {name}: {_message(error)}") from None
     try:
         preset = load_preset(recipe.preset)
-        strategies = tuple(_strategy(recipe, preset, key, i) for i, key in enumerate(recipe.strategies))
+        strategies = tuple(
+            _strategy(recipe, preset, key, number if recipe.share else i + STRIDE * number)
+            for i, (key, settings) in enumerate(recipe.strategies.items())
+            for number in range(settings.samples)
+        )
         _check_references(recipe, strategies)
+        _check_scores(recipe)
     except InputError as error:
         raise InputError(f"recipe {name}: {error}") from None
-    return Order(recipe, preset, strategies)
+    return Order(recipe, preset, strategies, _scores(recipe, preset))
 
 
-def _strategy(recipe: Recipe, preset: Preset, name: str, index: int) -> Strategy:
+def _scores(recipe: Recipe, preset: Preset) -> Scores | None:
+    wanted = recipe.scores
+    if wanted is None:
+        return None
+    told = {name for name, variant in recipe.variants.items() if variant.engine in ("vllm", "scripted")}
+    return Scores(
+        share=wanted.share,
+        margin=frozenset(told if wanted.margin else ()),
+        judge=wanted.judge,
+        criterion=preset.criterion,
+        reward=wanted.reward,
+    )
+
+
+def _strategy(recipe: Recipe, preset: Preset, name: str, sample: int) -> Strategy:
     known = catalogue()
     if name not in known:
         raise InputError(f"strategies: unknown strategy '{name}'{nearest(name, known)}")
@@ -115,7 +139,7 @@ def _strategy(recipe: Recipe, preset: Preset, name: str, index: int) -> Strategy
         if option not in allowed:
             raise InputError(f"strategies.{name}: unknown key '{option}'{nearest(option, allowed | {'weight'})}")
     # Without sharing every strategy draws its own sample: content that is equal otherwise gets ids of its own.
-    given = {"preset": preset, "sample": 0 if recipe.share else index, **options}
+    given = {"preset": preset, "sample": sample, **options}
     given = {key: value for key, value in given.items() if key in allowed | {"preset", "sample"}}
     try:
         return TypeAdapter(known[name]).validate_python(given)
@@ -130,6 +154,12 @@ def _check_references(recipe: Recipe, strategies: Sequence[Strategy]) -> None:
                 raise InputError(
                     f"strategies.{strategy.name}: unknown variant '{variant}'{nearest(variant, recipe.variants)}"
                 )
+            if recipe.variants[variant].engine == "reward":
+                raise InputError(
+                    f"strategies.{strategy.name}: variant '{variant}' is a reward model and writes no text"
+                )
+        if recipe.strategies[strategy.name].samples > 1 and recipe.sampling.temperature == 0:
+            raise InputError(f"strategies.{strategy.name}.samples: at temperature 0 all samples are the same")
     if recipe.train is not None:
         if recipe.train.variant not in recipe.variants:
             raise InputError(
@@ -149,6 +179,22 @@ def _check_references(recipe: Recipe, strategies: Sequence[Strategy]) -> None:
             )
     if sum(settings.weight for settings in recipe.strategies.values()) == 0:
         raise InputError("strategies: all weights are 0, so there is nothing to train on; give one a weight above 0")
+
+
+def _check_scores(recipe: Recipe) -> None:
+    """What is asked about the pairs can be measured by what is named."""
+    scores = recipe.scores
+    rewarding = {name for name, variant in recipe.variants.items() if variant.engine == "reward"}
+    if scores is not None:
+        for key, name in (("judge", scores.judge), ("reward", scores.reward)):
+            if name is not None and name not in recipe.variants:
+                raise InputError(f"scores.{key}: unknown variant '{name}'{nearest(name, recipe.variants)}")
+        if scores.reward is not None and recipe.variants[scores.reward].engine not in ("reward", "scripted"):
+            raise InputError(f"scores.reward: variant '{scores.reward}' is not of engine 'reward'")
+        if scores.judge in rewarding:
+            raise InputError(f"scores.judge: variant '{scores.judge}' is of engine 'reward' and writes no text")
+        if scores.keep != "all" and not getattr(scores, scores.keep):
+            raise InputError(f"scores.keep: '{scores.keep}' is not measured; set scores.{scores.keep}")
 
 
 def _set(data: dict[str, Any], override: str) -> None:

@@ -245,6 +245,7 @@ class _Work:
             variant=stage.variant,
             settings=variant.model_copy(update={"model": resolve(variant)}),
             strategies=self._run.order.strategies,
+            scores=self._run.order.scores,
             sampling=recipe.sampling,
             run_seed=recipe.seed,
             cpus=int(stage.cpus),

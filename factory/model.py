@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from factory.cookbook import Order
 from factory.embedded import SCHEME, materialise
 from factory.errors import InputError
-from factory.plan import SAMPLE, unique
+from factory.plan import SAMPLE, owing, unique
 from factory.recipe import Variant
 from factory.request import build
 from factory.server import Server
@@ -21,12 +21,13 @@ from strategies.contrast import Message, Strategy
 
 HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 BYTES_PER_TOKEN = 4
+ENGINES_HERE = ("vllm", "reward")  # that load a checkpoint themselves
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 
 
 def resolve(variant: Variant) -> str:
     """What an engine can load: a folder, or a hub name. The embedded model is converted at its first use."""
-    if variant.engine != "vllm":
+    if variant.engine not in ENGINES_HERE:
         return variant.model
     if variant.model.startswith(SCHEME):
         return str(materialise(variant.model))
@@ -43,7 +44,7 @@ def check_models(order: Order) -> None:
     for name, variant in order.recipe.variants.items():
         if variant.engine == "endpoint":
             _check_endpoint(name, order, prefilled.get(name))
-        if variant.engine != "vllm":
+        if variant.engine not in ENGINES_HERE:
             continue
         _check_folder(name, variant)
         tokenizer = load_tokenizer(name, variant)
@@ -68,7 +69,8 @@ def _prefilled(order: Order) -> dict[str, Strategy]:
 
 def _check_endpoint(name: str, order: Order, prefilling: Strategy | None) -> None:
     variant, recipe = order.recipe.variants[name], order.recipe
-    owed = unique(strategy.contrast(SAMPLE) for strategy in order.strategies).values()
+    scores = replace(order.scores, share=1.0) if order.scores else None
+    owed = {g.id: g for g in owing(SAMPLE, order.strategies, scores)}.values()
     asked = [
         build(g, {r.id: "An answer." for r in g.replies}, run_seed=0, sampling=recipe.sampling, variant=variant)
         for g in owed

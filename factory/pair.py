@@ -9,6 +9,7 @@ import hashlib
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -20,9 +21,11 @@ from factory.errors import RunError
 from factory.generate import Progress
 from factory.place import Place
 from factory.run import Run
+from factory.score import Keep, agrees, judged, score, turned
 from factory.session import gathered
 from factory.shard import PAIR, ShardWriter, Written, parquet, shards
 from strategies.contrast import Generation, Message, Strategy
+from strategies.score import Scores
 
 # Rows of generations that a task holds as Python objects; their pairs are one row group.
 ROWS_AT_ONCE = 512
@@ -30,38 +33,63 @@ ROWS_AT_ONCE = 512
 MISSING = "generation_missing"
 ERROR = "generation_error"
 REPLY_MISSING = "reply_missing"
+# Of a pair that a judge is to label; and of one that a measurement was asked to confirm.
+TIE = "tie"
+NO_VERDICT = "no_verdict"
+DISAGREES = "disagrees"
 
 Books = dict[str, dict[str, int]]  # strategy -> {"kept": n, "rejected:leak": n, "failed:generation_error": n, ...}
 
 
-def pair_id(prompt_id: str, strategy: str) -> str:
-    """Identity of a pair: the prompt and the way of contrasting it, 128 bits as 32 hexadecimal digits."""
-    return hashlib.sha256(f"{prompt_id}:{strategy}".encode()).hexdigest()[:32]
+def pair_id(prompt_id: str, strategy: str, sample: int = 0) -> str:
+    """Identity of a pair: the prompt, the way of contrasting it and the draw, 128 bits as 32 hexadecimal digits."""
+    draw = f":{sample}" if sample else ""
+    return hashlib.sha256(f"{prompt_id}:{strategy}{draw}".encode()).hexdigest()[:32]
 
 
-def pairs_of(row: dict[str, Any], strategies: Sequence[Strategy], checks: Checks) -> list[dict[str, Any]]:
-    """The pairs of one row of generations, one per strategy."""
+def pairs_of(
+    row: dict[str, Any],
+    strategies: Sequence[Strategy],
+    checks: Checks,
+    scores: Scores | None = None,
+    keep: Keep = "all",
+) -> list[dict[str, Any]]:
+    """The pairs of one row of generations, one per strategy and sample."""
     prompt = tuple(Message(turn["role"], turn["content"]) for turn in row["prompt"])
     asked = "\n".join(str(message.content) for message in prompt)
     completions = {completion["generation_id"]: completion for completion in row["completions"]}
     out = []
+    samples: Counter[str] = Counter()
     for strategy in strategies:
         contrast = strategy.contrast(prompt)
+        scored = score(contrast, prompt, scores, completions)
+        verdict = None
+        if contrast.verdicts:
+            verdict, why = judged(contrast.verdicts, completions)
+            if verdict == "rejected":  # the label is the verdict, so the two change places
+                contrast = replace(contrast, chosen=contrast.rejected, rejected=contrast.chosen)
+                scored = turned(scored)
+            scored |= {"judge": "chosen" if verdict == "rejected" else verdict, "judge_reason": why}
         chosen = completions.get(contrast.chosen.id)
         rejected = completions.get(contrast.rejected.id)
         reason = _failure(contrast.chosen, chosen) or _failure(contrast.rejected, rejected)
         status = "failed" if reason else "kept"
         if chosen is not None and rejected is not None and reason is None:
             reason = checks.reason(_side(chosen), _side(rejected), asked)
+            if reason is None and contrast.verdicts and verdict in (None, "tie"):
+                reason = TIE if verdict else NO_VERDICT
+            if reason is None and agrees(scored, keep) is False:
+                reason = DISAGREES
             status = "rejected" if reason else "kept"
         out.append(
             {
-                "pair_id": pair_id(row["prompt_id"], strategy.name),
+                "pair_id": pair_id(row["prompt_id"], strategy.name, samples[strategy.name]),
                 "prompt_id": row["prompt_id"],
                 "prompt": row["prompt"],
                 "chosen": _turn(chosen),
                 "rejected": _turn(rejected),
                 "strategy": strategy.name,
+                "sample": samples[strategy.name],
                 "level": strategy.level,
                 "split": row["split"],
                 "chosen_variant": contrast.chosen.variant,
@@ -72,8 +100,10 @@ def pairs_of(row: dict[str, Any], strategies: Sequence[Strategy], checks: Checks
                 "rejected_tokens": rejected["tokens"] if rejected else None,
                 "status": status,
                 "reason": reason,
+                **scored,
             }
         )
+        samples[strategy.name] += 1
     return out
 
 
@@ -101,11 +131,16 @@ def _turn(completion: dict[str, Any] | None) -> list[dict[str, str]]:
 def _pair_shard(source: Place, target: Place, order: Order, metadata: dict[str, str]) -> tuple[Books, Written]:
     """Read one shard of generations and write one of pairs, in the same order, so that it is repeatable to the byte."""
     checks = Checks.of(order.preset)
+    keep = order.recipe.scores.keep if order.recipe.scores else "all"
     writer = ShardWriter(PAIR, metadata)
     books: Books = {}
     with parquet(source) as file:
         for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
-            rows = [pair for row in batch.to_pylist() for pair in pairs_of(row, order.strategies, checks)]
+            rows = [
+                pair
+                for row in batch.to_pylist()
+                for pair in pairs_of(row, order.strategies, checks, order.scores, keep)
+            ]
             writer.add(pa.Table.from_pylist(rows, PAIR))
             _add(books, count(rows))
     return books, writer.write(target)
@@ -125,7 +160,7 @@ def make_pairs(run: Run, progress: Progress) -> dict[str, Any]:
     """Make all pairs of a run from its generations, check the books, and switch them in.
 
     Raises:
-        RunError: kept + rejected + failed is not the number of prompts for some strategy.
+        RunError: kept + rejected + failed is not prompts x samples for some strategy.
     """
     started = time.monotonic()
     generations = run.current("generations", f"generate {run.path}/recipe.yaml")
@@ -168,8 +203,9 @@ def _check_books(run: Run, books: Books) -> None:
     ready = run.manifest["prompts"]["ready"]
     for strategy in run.order.recipe.strategies:
         total = sum(books.get(strategy, {}).values())
-        if total != ready:
+        samples = run.order.recipe.strategies[strategy].samples
+        if total != ready * samples:
             raise RunError(
                 f"the books do not balance: strategy '{strategy}' has {total} pairs (kept, rejected and failed) for "
-                f"{ready} prompts; generate again to fill what is missing"
+                f"{ready} prompts and {samples} samples; generate again to fill what is missing"
             )

@@ -6,6 +6,7 @@ It needs no GPU, no model and no Ray, and it is the only place that decides abou
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from collections import Counter
@@ -16,7 +17,9 @@ from typing import Any, Literal
 from factory.cookbook import Order
 from factory.errors import InputError
 from factory.recipe import Recipe, Variant
-from strategies.contrast import Contrast, Generation, Message
+from strategies.contrast import Contrast, Generation, Message, Strategy
+from strategies.label import GIVEN
+from strategies.score import Scores
 
 # `auto` streams unless the slowest of the pools then takes so much longer than all of them one after another, each with
 # the whole cluster. Within that, streaming is better: engines start together, and nothing is stored in between.
@@ -108,15 +111,15 @@ def make_plan(
     so.
     """
     num_prompts = num_prompts or order.recipe.prompts.limit
-    drawing = any(len(strategy.variants) > 2 for strategy in order.strategies)
+    drawing = order.scores is not None or any(len(strategy.variants) > 2 for strategy in order.strategies)
     prompts = [(Message("user", str(i)),) for i in range(1000 if drawing else 1)]
     contrasts = [[strategy.contrast(prompt) for strategy in order.strategies] for prompt in prompts]
-    owed = [unique(row) for row in contrasts]
+    owed = [{g.id: g for g in owing(prompt, order.strategies, order.scores)} for prompt in prompts]
     if made is not None:
-        there = [unique(strategy.contrast(prompt) for strategy in made.strategies) for prompt in prompts]
+        there = [{g.id for g in owing(prompt, made.strategies, made.scores)} for prompt in prompts]
         owed = [{i: g for i, g in row.items() if i not in old} for row, old in zip(owed, there, strict=True)]
     distinct = sum(map(len, owed)) / len(owed)
-    asked = sum(len(unique([contrast])) for row in contrasts for contrast in row) / len(owed)
+    saved = sum(sum(len(unique([contrast])) for contrast in row) - len(unique(row)) for row in contrasts) / len(owed)
     passes = stage_order(generation for row in owed for generation in row.values())
     schedule, stages = _schedule(order.recipe, passes, owed, nodes, num_prompts)
     train = order.recipe.train
@@ -124,7 +127,7 @@ def make_plan(
         schedule=schedule,
         stages=stages,
         generations_per_prompt=distinct,
-        saved_by_sharing=asked - distinct,
+        saved_by_sharing=saved,
         num_prompts=num_prompts,
         train_workers=train.workers if train else 0,
         train_cpus=train.cpus_per_worker if train else 0,
@@ -140,8 +143,20 @@ def unique(contrasts: Iterable[Contrast]) -> dict[str, Generation]:
 def walk(contrasts: Iterable[Contrast]) -> Iterator[Generation]:
     """The generations of some contrasts, each after those whose answers it needs; shared ones come several times."""
     for contrast in contrasts:
-        for side in (contrast.chosen, contrast.rejected):
-            yield from side.walk()
+        yield from contrast.walk()
+
+
+def owing(prompt: tuple[Message, ...], strategies: Iterable[Strategy], scores: Scores | None) -> Iterator[Generation]:
+    """All that is to be made for a prompt: the completions of its contrasts and what is measured about them, each after
+    those whose answers it needs; shared ones come several times. Labelled answers came with the prompt."""
+    for strategy in strategies:
+        contrast = strategy.contrast(prompt)
+        found = contrast.walk()
+        if scores is not None:
+            found = itertools.chain(found, scores.evidence(prompt, contrast).walk())
+        for generation in found:
+            if generation.variant != GIVEN:
+                yield generation
 
 
 def stage_order(generations: Iterable[Generation]) -> list[str]:
@@ -180,7 +195,8 @@ def _schedule(
     counts: Counter[str] = Counter(g.variant for row in owed for g in row.values())
     tokens: Counter[str] = Counter()
     for generation in (g for row in owed for g in row.values()):
-        tokens[generation.variant] += generation.sampling.max_tokens or recipe.sampling.max_tokens
+        if generation.measure is None:
+            tokens[generation.variant] += generation.sampling.max_tokens or recipe.sampling.max_tokens
 
     def stage(i: int, together: bool) -> Stage:
         """A pool at its smallest, alone on the machine or sharing its CPUs with all others."""
@@ -225,7 +241,7 @@ def _fewest(variant: Variant) -> int:
 
 
 def _takes_all_cpus(variant: Variant) -> bool:
-    return variant.engine == "vllm" and not variant.gpus and variant.cpus is None
+    return variant.engine in ("vllm", "reward") and not variant.gpus and variant.cpus is None
 
 
 def _grown(
@@ -252,7 +268,7 @@ def _grown(
 def _most(stage: Stage, recipe: Recipe, num_prompts: int | None) -> int:
     """The replicas that a pool may grow to: never more than have a full batch each."""
     variant = recipe.variants[stage.variant]
-    if isinstance(variant.replicas, int) or variant.engine != "vllm" or _takes_all_cpus(variant):
+    if isinstance(variant.replicas, int) or variant.engine not in ("vllm", "reward") or _takes_all_cpus(variant):
         return stage.replicas
     most = variant.replicas[1] if variant.replicas else sys.maxsize
     if num_prompts is not None:

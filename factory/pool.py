@@ -20,13 +20,14 @@ import ray
 from factory.board import STRIKES, Card, Post
 from factory.engine import open_engine
 from factory.engine.base import Completion, EngineDead, RequestError
-from factory.plan import walk
+from factory.plan import owing
 from factory.recipe import Sampling, Variant
 from factory.request import build, seed
 from factory.secret import Secret
 from factory.shard import COMPLETION, GENERATION
 from strategies.contrast import Generation, Message, Strategy
 from strategies.reading import answer
+from strategies.score import Scores
 
 POST_EVERY_S = 1.0
 
@@ -38,6 +39,7 @@ class Job:
     variant: str
     settings: Variant
     strategies: tuple[Strategy, ...]
+    scores: Scores | None
     sampling: Sampling
     run_seed: int
     cpus: int
@@ -96,7 +98,7 @@ class Pool:
         prompt = tuple(Message(turn["role"], turn["content"]) for turn in row["prompt"])
         there = {completion["generation_id"]: completion for completion in row["completions"]}
         mine: dict[str, Generation] = {}
-        for generation in walk(strategy.contrast(prompt) for strategy in self._job.strategies):
+        for generation in owing(prompt, self._job.strategies, self._job.scores):
             # Ids are most of the time that a row takes here: none is worked out in vain.
             if generation.variant != self._job.variant or generation.id in there:
                 continue
@@ -132,7 +134,8 @@ class Pool:
             source = there.get(reply.id) or await made[reply.id]
             if source["error"] is not None or source["answer"] is None:
                 why = source["error"] or "unparseable"
-                self._fail("reply_missing", 1)
+                if generation.measure is None:  # of an answer that is not there nothing is to be measured
+                    self._fail("reply_missing", 1)
                 return _failed(generation, f"the answer that it replies to is missing: {why}")
             answers[reply.id] = source["answer"]
         job = self._job
@@ -158,7 +161,8 @@ class Pool:
             "generation_id": generation.id,
             "variant": generation.variant,
             "text": completion.text,
-            "answer": answer(completion.text, generation.read, request.prefill),
+            "answer": None if generation.measure else answer(completion.text, generation.read, request.prefill),
+            "value": completion.value,
             "finish": completion.finish,
             "prompt_tokens": completion.prompt_tokens,
             "tokens": completion.tokens,

@@ -98,9 +98,10 @@ class Variant(Section):
     Engine `endpoint`: the name under which the server serves it."""
     revision: str | None = None
     """The hub revision; pin it for a data set that can be made again."""
-    engine: Literal["vllm", "endpoint", "scripted"] = "vllm"
-    """`vllm`: in the pool's actors. `endpoint`: an OpenAI-compatible server at `url`. `scripted`: deterministic text
-    and no model, for dry runs and scale tests."""
+    engine: Literal["vllm", "endpoint", "reward", "scripted"] = "vllm"
+    """`vllm`: in the pool's actors. `endpoint`: an OpenAI-compatible server at `url`. `reward`: a
+    sequence classifier with one label, for `scores.reward`. `scripted`: deterministic text and no model, for dry runs
+    and scale tests."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """On a CPU vLLM's bfloat16 changes greedy text against `transformers`; float32 does not."""
     max_model_len: PositiveInt | None = None
@@ -191,10 +192,34 @@ class StrategySettings(Section):
     weight: Annotated[float, Field(ge=0)] = 1.0
     """The share of this strategy's pairs that training uses, against the largest weight: 1, 1, 0.5 trains on half of
     the third's pairs. The choice is by pair id and does not change between runs."""
+    samples: PositiveInt = 1
+    """Pairs per prompt, each drawn anew. More of one contrast is no substitute for more contrasts: six epochs of fresh
+    prefix pairs reach 2.8 on Arena-Hard, the six strategies once 5.5 (PopAlign, section 5)."""
 
     @property
     def options(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
+
+
+class Scores(Section):
+    """What is measured about the pairs beside their provenance, and which strategies it proves right or wrong. Adding
+    this section to a finished run measures its pairs and generates nothing else."""
+
+    OPERATIONAL = frozenset({"keep"})
+
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The share of prompts whose pairs are measured, by hash of the prompt."""
+    margin: bool = True
+    """Log-probabilities of both answers after both sides' requests, from the generating engines; no judge is needed.
+    Not for strategies with a variant behind an endpoint."""
+    judge: str | None = None
+    """The variant that judges each pair in both orders. One of another family than the generators: judges prefer their
+    own kin."""
+    reward: str | None = None
+    """A variant of engine `reward` that scores each answer."""
+    keep: Literal["all", "margin", "judge", "reward"] = "all"
+    """`all`: the label is the provenance, as in the paper. Otherwise measured pairs are rejected as `disagrees` where
+    that measurement does not say that the chosen answer is the better one; pairs that were not measured stay."""
 
 
 class Train(Section):
@@ -273,5 +298,6 @@ class Recipe(Section):
     max_failure_rate: Annotated[float, Field(gt=0, le=1)] = 0.5
     """The share of completions that may fail, looked at after the first hundred; above it the run stops early and says
     why they failed."""
+    scores: Scores | None = None
     train: Train | None = None
     evaluate: Evaluate = Evaluate()

@@ -27,9 +27,11 @@ def build(
 ) -> Request:
     """The request of a generation; ``answers`` holds the answer of every generation that it replies to."""
 
-    def text(content: str | Reply) -> str:
+    def text(content: str | Reply | tuple[str | Reply, ...]) -> str:
         if isinstance(content, str):
             return content
+        if isinstance(content, tuple):
+            return "".join(map(text, content))
         return content.before + answers[content.generation.id] + content.after
 
     return Request(
@@ -38,6 +40,8 @@ def build(
         prefill=text(generation.prefill),
         sampling=merged(generation.sampling, sampling, variant),
         seed=seed(run_seed, generation.id),
+        measure=generation.measure,
+        given=text(generation.given or ""),
     )
 
 

@@ -93,7 +93,8 @@ class Run:
         refused = sorted(
             key
             for key in changed
-            if not key.startswith("strategies.") and not (key in variants and variants[key] not in known & asked)
+            if not key.startswith(("strategies.", "scores"))
+            and not (key in variants and variants[key] not in known & asked)
         )
         if refused:
             raise InputError(f"run: {self.path} was made by another recipe; {_differences(refused, old, new)}")

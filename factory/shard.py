@@ -33,6 +33,7 @@ COMPLETION = pa.struct(
         ("tokens", pa.int32()),
         ("cached_tokens", pa.int32()),  # prompt tokens that prefix caching saved
         ("seed", pa.int64()),
+        ("value", pa.float64()),  # of a measurement: a log-probability in nats, or a reward
         ("error", pa.string()),
     ]
 )
@@ -47,6 +48,7 @@ PAIR = pa.schema(
         ("chosen", MESSAGES),
         ("rejected", MESSAGES),
         ("strategy", pa.string()),
+        ("sample", pa.int32()),  # of a strategy that draws several pairs a prompt, which one
         ("level", pa.string()),
         ("split", pa.string()),
         ("chosen_variant", pa.string()),
@@ -57,6 +59,11 @@ PAIR = pa.schema(
         ("rejected_tokens", pa.int32()),
         ("status", pa.string()),  # kept, rejected (a check failed) or failed (a completion is missing)
         ("reason", pa.string()),  # null where kept
+        ("margin", pa.float64()),  # nats; above 0 the generating models agree with the label; null: not measured
+        ("judge", pa.string()),  # chosen, rejected or tie
+        ("judge_reason", pa.string()),
+        ("reward_chosen", pa.float64()),
+        ("reward_rejected", pa.float64()),
     ]
 )
 

@@ -48,6 +48,7 @@ def _parse(name: str, data: dict[str, Any]) -> Preset:
             "elicitive_chosen": data["elicitive"]["chosen"],
             "elicitive_rejected": data["elicitive"]["rejected"],
             "refine": data["refine"],
+            "criterion": data.get("criterion", "better"),
         }
     )
     if len(preset.demonstrations) != 3:

@@ -7,11 +7,15 @@ from importlib.metadata import entry_points
 from strategies.contrast import Strategy
 from strategies.demon import Demon
 from strategies.elicitive import Elicitive
+from strategies.label import Label
 from strategies.leaderboard import Leaderboard
 from strategies.nparam import NParam
 from strategies.prefix import Prefix
 from strategies.refine import Refine
+from strategies.rlaif import Rlaif
 
+# The paper's own.
+SIX = ("prefix", "demon", "elicitive", "nparam", "leaderboard", "refine")
 BUILT_IN: dict[str, type[Strategy]] = {
     "prefix": Prefix,
     "demon": Demon,
@@ -19,6 +23,8 @@ BUILT_IN: dict[str, type[Strategy]] = {
     "nparam": NParam,
     "leaderboard": Leaderboard,
     "refine": Refine,
+    "rlaif": Rlaif,
+    "label": Label,
 }
 
 GROUP = "popalign.strategies"

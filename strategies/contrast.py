@@ -14,8 +14,9 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import ClassVar, Literal
 
-Level = Literal["prompt", "model", "pipeline"]
+Level = Literal["prompt", "model", "pipeline", "data"]
 Read = Literal["whole", "thought", "response"]
+Measure = Literal["logprob", "reward"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Message:
     """One turn of a conversation."""
 
     role: Literal["system", "user", "assistant"]
-    content: str | Reply
+    content: str | Reply | tuple[str | Reply, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,9 @@ class Generation:
     ``prefill`` opens the assistant turn: the model continues it and it is not part of the completion.
     ``read`` says which part of the turn is the answer (see ``strategies.reading``).
     ``sample`` tells apart independent draws of otherwise equal content.
+
+    With ``measure`` nothing is drawn: ``logprob`` is the log-probability of the text ``given`` as the model's answer
+    after ``messages`` and ``prefill``, ``reward`` what a sequence classifier says of ``messages``, an answer included.
     """
 
     variant: str
@@ -66,6 +70,8 @@ class Generation:
     read: Read = "whole"
     sampling: Sampling = Sampling()
     sample: int = 0
+    measure: Measure | None = None
+    given: Reply | None = None
     _id: str = field(default="", init=False, repr=False, compare=False)
 
     @property
@@ -79,8 +85,9 @@ class Generation:
     @property
     def replies(self) -> tuple[Generation, ...]:
         """The generations whose answers this one needs before it can start."""
-        parts = (*(message.content for message in self.messages), self.prefill)
-        return tuple(part.generation for part in parts if isinstance(part, Reply))
+        parts = [*(message.content for message in self.messages), self.prefill, self.given]
+        flat = [piece for part in parts for piece in (part if isinstance(part, tuple) else (part,))]
+        return tuple(piece.generation for piece in flat if isinstance(piece, Reply))
 
     def walk(self) -> Iterator[Generation]:
         """This generation after all it depends on, in an order in which they can be made."""
@@ -101,12 +108,17 @@ def _wishes(sampling: Sampling) -> dict[str, object]:
 
 
 def _plain(generation: Generation) -> dict[str, object]:
-    def part(content: str | Reply) -> object:
+    def part(content: str | Reply | tuple[str | Reply, ...]) -> object:
         if isinstance(content, str):
             return content
+        if isinstance(content, tuple):
+            return [part(piece) for piece in content]
         return {"reply": content.generation.id, "before": content.before, "after": content.after}
 
-    return {
+    measured: dict[str, object] = {}
+    if generation.measure is not None or generation.given is not None:
+        measured = {"measure": generation.measure, "given": part(generation.given or "")}
+    return measured | {
         "variant": generation.variant,
         "messages": [[message.role, part(message.content)] for message in generation.messages],
         "prefill": part(generation.prefill),
@@ -123,11 +135,20 @@ def _number(value: object) -> object:
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
-    """Two generations for one prompt, of which the provenance says that ``chosen`` is the better one."""
+    """Two generations for one prompt, of which the provenance says that ``chosen`` is the better one.
+
+    Where it cannot say so, ``verdicts`` do: a judge's answers about the two in both orders (``strategies.judge``).
+    """
 
     strategy: str
     chosen: Generation
     rejected: Generation
+    verdicts: tuple[Generation, ...] = ()
+
+    def walk(self) -> Iterator[Generation]:
+        """All its generations, each after those that it depends on."""
+        for generation in (self.chosen, self.rejected, *self.verdicts):
+            yield from generation.walk()
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,8 @@ class Preset:
     elicitive_chosen: Template
     elicitive_rejected: Template
     refine: Template
+    criterion: str = "better"
+    """What a judge is asked about: which answer is ... for the person who asked."""
 
     @property
     def phrases(self) -> tuple[str, ...]:

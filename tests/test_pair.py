@@ -117,6 +117,7 @@ def test_pairs_kept_row_in_full() -> None:
         "chosen": [{"role": "assistant", "content": "The Rhine."}],
         "rejected": [{"role": "assistant", "content": "No."}],
         "strategy": "elicitive",
+        "sample": 0,
         "level": "prompt",
         "split": "train",
         "chosen_variant": "strong",
@@ -127,6 +128,11 @@ def test_pairs_kept_row_in_full() -> None:
         "rejected_tokens": 4,
         "status": "kept",
         "reason": None,
+        "margin": None,
+        "judge": None,
+        "judge_reason": None,
+        "reward_chosen": None,
+        "reward_rejected": None,
     }
 
 

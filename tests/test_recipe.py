@@ -15,9 +15,9 @@ import yaml
 from factory import cookbook
 from factory.cookbook import Order, built_in, order
 from factory.errors import InputError
-from factory.recipe import Evaluate, Prompts, Recipe, Sampling, Section, StrategySettings, Train, Variant
+from factory.recipe import Evaluate, Prompts, Recipe, Sampling, Scores, Section, StrategySettings, Train, Variant
 from factory.wording import load_preset
-from strategies.catalogue import BUILT_IN
+from strategies.catalogue import BUILT_IN, SIX
 from strategies.contrast import Message
 
 ASK = (Message("user", "Name a river."),)
@@ -71,7 +71,7 @@ def mistake(name: str, *overrides: str) -> str:
 @pytest.mark.parametrize("name", built_in())
 def test_recipe_built_in_parses(name: str) -> None:
     found = order(name)
-    assert {s.name for s in found.strategies} == set(BUILT_IN)
+    assert {s.name for s in found.strategies} == set(SIX)
     assert found.recipe.preset in {"alignment", "leaderboard"}
     assert found.recipe.train is not None and found.recipe.train.variant in found.recipe.variants
 
@@ -104,7 +104,7 @@ def test_recipe_file_is_the_same_order_as_its_content(tmp_path: Path) -> None:
     assert order(written(tmp_path, RECIPE)) == cookbook.check(deepcopy(RECIPE), "x")
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", SIX)
 def test_recipe_strategy_alone_gives_only_that(name: str) -> None:
     found = made(strategies={name: RECIPE["strategies"][name]})
     assert [s.name for s in found.strategies] == [name]
@@ -173,7 +173,10 @@ def test_recipe_variant_named_like_a_field_does_not_confuse_the_hint() -> None:
         ("sampling.temperature=.inf", ("sampling.temperature: ",)),
         ("sampling.stop=['']", ("sampling.stop",)),  # vLLM refuses an empty stop text, one request after another
         ("variants={}", ("variants: ", "at least 1")),
-        ("variants.strong.engine=vlm", ("variants.strong.engine: ", "'vllm', 'endpoint' or 'scripted'", "'vlm'")),
+        (
+            "variants.strong.engine=vlm",
+            ("variants.strong.engine: ", "'vllm', 'endpoint', 'reward' or", "'vlm'"),
+        ),
         ("variants.strong.gpus=1.5", ("variants.strong: gpus is 1.5", "whole number")),
         ("variants.strong.speed=4", ("variants.strong: speed is for engine 'scripted'",)),
         ("variants.strong.replicas=0", ("variants.strong.replicas: ",)),
@@ -328,7 +331,7 @@ def test_set_null_removes_a_strategy() -> None:
 
 
 def test_set_null_on_every_strategy_is_refused() -> None:
-    text = mistake("leaderboard", *(f"strategies.{name}=null" for name in BUILT_IN))
+    text = mistake("leaderboard", *(f"strategies.{name}=null" for name in SIX))
     assert "strategies: " in text and "at least 1" in text
 
 
@@ -356,6 +359,7 @@ CHANGED: dict[type[Section], dict[str, Any]] = {
         "strategies": {"demon": {"variant": "strong"}},
         "train": None,
         "evaluate": {"samples": 1},
+        "scores": {"share": 0.3},
     },
     Prompts: {"source": ["a.jsonl"], "column": "text", "limit": 3, "heldout": 0.3, "max_tokens": 3},
     Sampling: {
@@ -389,7 +393,8 @@ CHANGED: dict[type[Section], dict[str, Any]] = {
         "request_timeout": 3,
         "patience": 3,
     },
-    StrategySettings: {"weight": 0.3},
+    StrategySettings: {"weight": 0.3, "samples": 3},
+    Scores: {"share": 0.3, "margin": False, "judge": "small", "reward": "score", "keep": "judge"},
     Train: {
         "variant": "strong",
         "workers": 2,
@@ -417,6 +422,7 @@ PLACE = {
     Sampling: "sampling.",
     Variant: "variants.strong.",
     StrategySettings: "strategies.prefix.",
+    Scores: "scores.",
     Train: "train.",
     Evaluate: "evaluate.",
 }
@@ -439,6 +445,8 @@ def test_fingerprint_changes_with_every_field_but_the_operational(section: type[
     place: dict[str, Any] = {"variants.strong.engine": "scripted"} if name == "speed" else {}
     if name in {"url", "api_key_env", "request_timeout", "patience"}:
         place = {"variants.strong.engine": "endpoint", "variants.strong.url": "http://here/v1"}
+    if section is Scores:
+        place = {"scores.judge": "strong", "variants.score.engine": "reward", "variants.score.model": "z"}
     base = cookbook.check(changed(place), "r")
     other = cookbook.check(changed({**place, PLACE[section] + name: CHANGED[section][name]}), "r")
     assert other.recipe != base.recipe
@@ -455,6 +463,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "nparam": {"chosen": "second", "rejected": "second", "affix": "system"},
     "leaderboard": {"ladder": ["second", "strong"]},
     "refine": {"variant": "small", "format": "forced", "thought_tokens": 3},
+    "rlaif": {"variant": "small", "judge": "second"},
+    "label": {},
 }
 
 
@@ -465,8 +475,11 @@ def test_fingerprint_tests_know_every_option_of_every_strategy() -> None:
 
 @pytest.mark.parametrize(("strategy", "option"), [(name, option) for name, of in OPTIONS.items() for option in of])
 def test_fingerprint_changes_with_every_option_of_a_strategy(strategy: str, option: str) -> None:
-    other = cookbook.check(changed({f"strategies.{strategy}.{option}": OPTIONS[strategy][option]}), "r")
-    assert other.fingerprint != made().fingerprint
+    before = {} if strategy in SIX else {"strategies.rlaif": {"variant": "strong", "judge": "strong"}}
+    other = cookbook.check(
+        changed({**deepcopy(before), f"strategies.{strategy}.{option}": OPTIONS[strategy][option]}), "r"
+    )
+    assert other.fingerprint != cookbook.check(changed(before), "r").fingerprint
 
 
 def test_fingerprint_is_the_same_for_equal_recipes() -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import strategies.catalogue
 from factory.cookbook import order
 from factory.wording import load_preset
-from strategies.catalogue import BUILT_IN, catalogue
+from strategies.catalogue import BUILT_IN, SIX, catalogue
 from strategies.contrast import Contrast, Generation, Message, Reply, Sampling, Strategy, last_turn
 from strategies.demon import Demon
 from strategies.elicitive import Elicitive
@@ -339,7 +339,7 @@ def test_refine_own_sample_chosen_and_rejected_share_the_first_answer(sample: in
 
 
 def test_strategies_levels_are_three_prompt_two_model_one_pipeline() -> None:
-    assert {name: made.level for name, made in BUILT_IN.items()} == {
+    assert {name: BUILT_IN[name].level for name in SIX} == {
         "prefix": "prompt",
         "demon": "prompt",
         "elicitive": "prompt",
@@ -462,6 +462,7 @@ GENERATION = st.builds(
     read=st.sampled_from(["whole", "thought", "response"]),
     sampling=SAMPLING,
     sample=st.integers(0, 3),
+    measure=st.sampled_from([None, "logprob", "reward"]),
 )
 FIELDS = {
     "variant": TEXT,
@@ -470,6 +471,8 @@ FIELDS = {
     "read": st.sampled_from(["whole", "thought", "response"]),
     "sampling": SAMPLING,
     "sample": st.integers(0, 3),
+    "measure": st.sampled_from([None, "logprob", "reward"]),
+    "given": st.one_of(st.none(), st.builds(Reply, FIRST)),
 }
 
 

@@ -17,6 +17,10 @@ def open_engine(name: str, variant: Variant, sampling: Sampling, cores: list[int
         from factory.engine.vllm import VllmEngine
 
         return VllmEngine(name, variant, sampling, cores)
+    if variant.engine == "reward":
+        from factory.engine.reward import RewardEngine
+
+        return RewardEngine(variant, cores)
     if variant.engine == "endpoint":
         from factory.engine.endpoint import EndpointEngine
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from strategies.contrast import Sampling
+from strategies.contrast import Measure, Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,8 @@ class Request:
     prefill: str
     sampling: Sampling
     seed: int
+    measure: Measure | None = None
+    given: str = ""  # of which the log-probability is asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ class Completion:
     prompt_tokens: int
     tokens: int
     cached_tokens: int = 0
+    value: float | None = None  # what was measured: a log-probability in nats, or a reward
 
 
 class RequestError(Exception):

@@ -139,9 +139,13 @@ class ScriptedEngine:
         if "[[hang]]" in last:
             await asyncio.Event().wait()
         draw = random.Random(request.seed)
+        if request.measure is not None:
+            return Completion("", "stop", 1, 0, value=round(-draw.random() * 100, 6))
         num = 0 if "[[empty]]" in last else draw.randint(8, 24)
         finish = "length" if "[[truncated]]" in last else "stop"
         text = f"{self._name} {' '.join(draw.choices(WORDS, k=num))}." if num else ""
+        if "Verdict: tie" in last:
+            text = f"{text}\nVerdict: {draw.choice(['A', 'B', 'tie'])}"
         if "Response: <" in last and not request.prefill:
             text = f"Thought: {' '.join(draw.choices(WORDS, k=8))}.\nResponse: {text}"
         tokens = len(text.split())

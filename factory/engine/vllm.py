@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 # The environment must be set before vLLM is imported: it reads it once.
@@ -38,12 +39,7 @@ class VllmEngine:
         self._tokenizer = AutoTokenizer.from_pretrained(
             variant.model, revision=variant.revision, trust_remote_code=variant.trust_remote_code
         )
-        on_cpu = current_platform.is_cpu()
-        if on_cpu:
-            # Left to itself vLLM keeps a core free (half the speed on two cores) and binds engines to the same ones.
-            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
-            os.environ["VLLM_CPU_KVCACHE_SPACE"] = f"{variant.kv_cache_gib:g}"
-        self._engine = AsyncLLM.from_engine_args(engine_args(variant, on_cpu=on_cpu))
+        self._engine = start(variant, cores)
         self._max_model_len = self._engine.model_config.max_model_len
         # From the checkpoint's generation_config.json, neutral (temperature 1) where it has none.
         self._defaults = self._engine.model_config.get_diff_sampling_param()
@@ -51,19 +47,11 @@ class VllmEngine:
 
     async def complete(self, request: Request) -> Completion:
         ids = render(self._tokenizer, request.messages, request.prefill)
+        if request.measure is not None:
+            return await self._logprob(request, ids)
         wanted = request.sampling
         assert wanted.max_tokens is not None
-        if len(ids) + wanted.max_tokens > self._max_model_len:
-            raise RequestError(
-                f"over_input_limit: {len(ids)} prompt tokens and {wanted.max_tokens} new ones are more than the "
-                f"model's {self._max_model_len}"
-            )
-        params = sampling_params(wanted, self._defaults, request.seed)
-        try:
-            outputs = self._engine.generate({"prompt_token_ids": ids}, params, request.generation_id)
-            *_, output = [output async for output in outputs]  # one: FINAL_ONLY
-        except EngineDeadError:
-            raise EngineDead("its vLLM engine died") from None
+        output = await self._ask(request, ids, sampling_params(wanted, self._defaults, request.seed))
         best = output.outputs[0]
         return Completion(
             text=best.text,
@@ -73,8 +61,45 @@ class VllmEngine:
             cached_tokens=output.num_cached_tokens or 0,
         )
 
+    async def _logprob(self, request: Request, asked: list[int]) -> Completion:
+        """The log-probability of the given text, in nats, summed over its tokens; the end of the turn is not counted,
+        because a stop text may have ended it."""
+        # Answers are stored without the space that follows an opened turn.
+        text = f" {request.given}" if request.prefill else request.given
+        given = self._tokenizer.encode(text, add_special_tokens=False)
+        params = SamplingParams(
+            max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
+        )
+        output = await self._ask(request, asked + given, params)
+        steps = output.prompt_logprobs[len(asked) :]
+        value = sum(step[token].logprob for step, token in zip(steps, given, strict=True))
+        return Completion("", "stop", prompt_tokens=len(asked) + len(given), tokens=0, value=value)
+
+    async def _ask(self, request: Request, ids: list[int], params: SamplingParams) -> Any:
+        if len(ids) + params.max_tokens > self._max_model_len:
+            raise RequestError(
+                f"over_input_limit: {len(ids)} prompt tokens and {params.max_tokens} new ones are more than the "
+                f"model's {self._max_model_len}"
+            )
+        try:
+            outputs = self._engine.generate({"prompt_token_ids": ids}, params, request.generation_id)
+            *_, output = [output async for output in outputs]  # one: FINAL_ONLY
+        except EngineDeadError:
+            raise EngineDead("its vLLM engine died") from None
+        return output
+
     def close(self) -> None:
         self._engine.shutdown()
+
+
+def start(variant: Variant, cores: list[int], **more: Any) -> AsyncLLM:
+    """An engine of a variant, on GPUs or on these CPU cores."""
+    on_cpu = current_platform.is_cpu()
+    if on_cpu:
+        # Left to itself vLLM keeps a core free (half the speed on two cores) and binds engines to the same ones.
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
+        os.environ["VLLM_CPU_KVCACHE_SPACE"] = f"{variant.kv_cache_gib:g}"
+    return AsyncLLM.from_engine_args(replace(engine_args(variant, on_cpu=on_cpu), **more))
 
 
 def engine_args(variant: Variant, *, on_cpu: bool) -> AsyncEngineArgs:

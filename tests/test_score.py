@@ -1,0 +1,225 @@
+"""Scores: what is asked about a pair, how it is read, and what real engines say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from running import SIX, popalign, scripted
+
+from factory.pair import pair_id, pairs_of
+from factory.run import Run
+from factory.score import agrees, score, turned
+from factory.shard import shards
+from strategies.contrast import Contrast, Generation, Message, Reply
+from strategies.judge import reading, reason, verdicts
+from strategies.score import Scores
+
+ASK = (Message("user", "Name a river."),)
+SIDES = Contrast("prefix", Generation("strong", ASK, "(good)"), Generation("strong", ASK, "(bad)"))
+ALL = Scores(1.0, frozenset({"strong"}), judge="wise", criterion="better", reward="rm")
+
+
+def pairs(run: Path) -> list[dict[str, Any]]:
+    opened = Run.open(run)
+    return [
+        row for place in shards(opened.current("pairs", "pairs")) for row in pq.read_table(place.opened()).to_pylist()
+    ]
+
+
+def test_evidence_margin_asks_each_answer_after_each_request() -> None:
+    found = ALL.evidence(ASK, SIDES).margin
+    assert [(g.prefill, g.given) for g in found] == [
+        ("(good)", Reply(SIDES.chosen)),
+        ("(bad)", Reply(SIDES.chosen)),
+        ("(good)", Reply(SIDES.rejected)),
+        ("(bad)", Reply(SIDES.rejected)),
+    ]
+    assert len({g.id for g in found}) == 4
+
+
+def test_evidence_margin_of_one_request_is_not_asked() -> None:
+    draws = Contrast("rlaif", Generation("strong", ASK), Generation("strong", ASK, sample=1))
+    assert ALL.evidence(ASK, draws).margin == ()
+
+
+def test_evidence_margin_needs_variants_that_tell_it() -> None:
+    sides = Contrast("nparam", Generation("strong", ASK), Generation("elsewhere", ASK))
+    assert ALL.evidence(ASK, sides).margin == ()
+
+
+def test_evidence_judge_sees_both_orders_and_no_affix() -> None:
+    first, second = ALL.evidence(ASK, SIDES).judge
+    assert first.replies == (SIDES.chosen, SIDES.rejected)
+    assert second.replies == (SIDES.rejected, SIDES.chosen)
+    text = first.messages[0].content
+    assert isinstance(text, tuple) and "Name a river." in text[1] and "(good)" not in f"{text[0]}{text[1]}"
+
+
+def test_evidence_share_draws_by_prompt_alone() -> None:
+    some = Scores(0.5, judge="wise")
+    prompts = [(Message("user", f"Prompt {i}."),) for i in range(2000)]
+    drawn = [some.is_drawn(prompt) for prompt in prompts]
+    assert drawn == [some.is_drawn(prompt) for prompt in prompts]
+    assert 0.45 < sum(drawn) / len(drawn) < 0.55
+    assert not any(Scores(1e-12, judge="wise").is_drawn(prompt) for prompt in prompts)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "verdict"),
+    [
+        ("Because. Verdict: A", "Verdict: B", "chosen"),
+        ("Verdict: B", "**Verdict:** [A]", "rejected"),
+        ("Verdict: A", "Verdict: A", "tie"),  # what stands first wins: no verdict about the answers
+        ("Verdict: tie", "Verdict: tie", "tie"),
+        ("Verdict: tie", "Verdict: B", "tie"),
+        ("My verdict: answer A", 'verdict: "B"', "chosen"),
+        ("Verdict: B, no, Verdict: A", "Verdict: B", "chosen"),
+        ("A is better.", "Verdict: B", None),
+        (None, "Verdict: B", None),
+        ("Verdict: Abstain", "Verdict: B", None),
+    ],
+)
+def test_verdict_reading(first: str | None, second: str | None, verdict: str | None) -> None:
+    assert reading(first, second) == verdict
+
+
+def test_verdict_reason_is_what_stands_before_it() -> None:
+    assert reason("A names a river; B does not.\n\nVerdict: A") == "A names a river; B does not."
+
+
+def completions(values: list[float], said: list[str]) -> dict[str, dict[str, Any]]:
+    evidence = ALL.evidence(ASK, SIDES)
+    asked = [*evidence.margin, *evidence.reward]
+    out = {g.id: {"value": value, "answer": None} for g, value in zip(asked, values, strict=True)}
+    return out | {g.id: {"value": None, "answer": text} for g, text in zip(evidence.judge, said, strict=True)}
+
+
+def test_score_arithmetic_and_turning() -> None:
+    found = score(SIDES, ASK, ALL, completions([-10, -14, -20, -18.5, 2.0, 1.0], ["x Verdict: A", "y Verdict: B"]))
+    # (-10 - -14) - (-20 - -18.5) = 4 + 1.5
+    assert found["margin"] == 5.5
+    assert (found["judge"], found["reward_chosen"], found["reward_rejected"]) == ("chosen", 2.0, 1.0)
+    assert [agrees(found, by) for by in ("all", "margin", "judge", "reward")] == [None, True, True, True]
+    back = turned(found)
+    assert (back["margin"], back["reward_chosen"], back["reward_rejected"]) == (-5.5, 1.0, 2.0)
+
+
+def test_score_that_was_not_made_is_null_and_not_wrong() -> None:
+    found = score(SIDES, ASK, ALL, {})
+    assert set(found.values()) == {None}
+    assert [agrees(found, by) for by in ("margin", "judge", "reward")] == [None, None, None]
+
+
+def test_pair_ids_of_samples_differ_and_the_first_is_as_before() -> None:
+    assert pair_id("p", "prefix", 0) == pair_id("p", "prefix")
+    assert len({pair_id("p", "prefix", i) for i in range(4)}) == 4
+
+
+def test_run_scores_samples_and_rlaif_end_to_end(tmp_path: Path) -> None:
+    strategies = {
+        "prefix": {"variant": "strong", "samples": 3},
+        "refine": {"variant": "strong"},
+        "rlaif": {"variant": "strong", "judge": "second"},
+    }
+    recipe = scripted(tmp_path, 40, strategies=strategies)
+    made = popalign("generate", str(recipe))
+    assert made.returncode == 0, made.stderr
+    assert popalign("pairs", str(tmp_path / "run")).returncode == 0
+    before = pairs(tmp_path / "run")
+    assert len(before) == 40 * 5 and len({row["pair_id"] for row in before}) == 40 * 5
+    prefixes = [row for row in before if row["strategy"] == "prefix"]
+    assert sorted({row["sample"] for row in prefixes}) == [0, 1, 2]
+    assert len({row["chosen_generation"] for row in prefixes}) == 120
+    judged = [row for row in before if row["strategy"] == "rlaif"]
+    assert {row["judge"] for row in judged} <= {"chosen", "tie"}
+    assert all((row["reason"] == "tie") == (row["judge"] == "tie") for row in judged)
+    assert {row["margin"] for row in before} == {None}
+
+    # Measuring a finished run adds measurements and generates nothing again.
+    more = scripted(tmp_path, 40, strategies=strategies, scores={"judge": "second", "reward": "small"})
+    again = popalign("generate", str(more))
+    assert again.returncode == 0, again.stderr
+    assert popalign("pairs", str(tmp_path / "run")).returncode == 0
+    after = pairs(tmp_path / "run")
+    same = ("pair_id", "chosen", "rejected", "chosen_generation", "status", "reason")
+    assert [[row[name] for name in same] for row in after] == [[row[name] for name in same] for row in before]
+    steered = [row for row in after if row["strategy"] != "rlaif"]
+    assert all(row["margin"] is not None and row["judge"] and row["reward_chosen"] is not None for row in steered)
+    effort = Run.open(tmp_path / "run").manifest["effort"]
+    # Four log-probabilities, two verdicts and two rewards of each of 4 pairs; of rlaif's two draws two rewards. Refine
+    # and rlaif share the bare answer, whose reward is measured once.
+    requests = sum(by["requests"] for by in effort[-1]["by_variant"].values())
+    assert requests == 40 * (4 * 8 + 2 - 1)
+
+    kept = popalign(
+        "generate",
+        str(
+            scripted(
+                tmp_path, 40, strategies=strategies, scores={"judge": "second", "reward": "small", "keep": "margin"}
+            )
+        ),
+    )
+    assert kept.returncode == 0, kept.stderr
+    assert popalign("pairs", str(tmp_path / "run")).returncode == 0
+    for row in pairs(tmp_path / "run"):
+        if row["margin"] is not None:
+            assert (row["reason"] == "disagrees") == (row["margin"] <= 0)
+
+
+def test_pairs_rejected_verdict_exchanges_the_sides(tmp_path: Path) -> None:
+    from factory import cookbook
+
+    order = cookbook.check(
+        {
+            "run": "x",
+            "prompts": {"source": "p.jsonl"},
+            "variants": {"strong": {"engine": "scripted"}},
+            "strategies": {"rlaif": {"variant": "strong", "judge": "strong"}},
+        },
+        "r",
+    )
+    contrast = order.strategies[0].contrast(ASK)
+    texts = {contrast.chosen.id: "First.", contrast.rejected.id: "Second."}
+    texts |= dict(zip([g.id for g in contrast.verdicts], ["Verdict: B", "Verdict: A"], strict=True))
+    blank = {"finish": "stop", "error": None, "tokens": 3, "seed": 1, "value": None}
+    row = {
+        "prompt_id": "p",
+        "prompt": [{"role": "user", "content": "Name a river."}],
+        "split": "train",
+        "completions": [{"generation_id": i, "text": t, "answer": t, **blank} for i, t in texts.items()],
+    }
+    from factory.check import Checks
+
+    (pair,) = pairs_of(row, order.strategies, Checks.of(order.preset))
+    assert (pair["chosen"][0]["content"], pair["rejected"][0]["content"]) == ("Second.", "First.")
+    assert (pair["judge"], pair["status"]) == ("chosen", "kept")
+    assert pair["chosen_generation"] == contrast.rejected.id
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ({"judge": "wise"}, "scores.judge: unknown variant 'wise'"),
+        ({"reward": "nobody"}, "scores.reward: unknown variant 'nobody'"),
+        ({"reward": "model"}, "scores.reward: variant 'model' is not of engine 'reward'"),
+        ({"judge": "rm"}, "writes no text"),
+        ({"keep": "judge"}, "scores.keep: 'judge' is not measured"),
+        ({"margin": False, "keep": "margin"}, "scores.keep: 'margin' is not measured"),
+        ({"share": 0}, "scores.share"),
+    ],
+)
+def test_scores_mistakes_are_named(tmp_path: Path, scores: dict[str, Any], message: str) -> None:
+    variants = {name: {"engine": "scripted"} for name in ("strong", "small", "second")}
+    variants |= {"model": {"model": "a/b"}, "rm": {"engine": "reward", "model": "a/c"}}
+    result = popalign("plan", str(scripted(tmp_path, 1, strategies=SIX, scores=scores, variants=variants)))
+    assert result.returncode == 2 and message in result.stderr
+
+
+def test_judge_text_of_a_prompt_with_braces_is_kept_whole() -> None:
+    prompt = (Message("user", "Explain {criterion} and {0}."),)
+    first, _ = verdicts("wise", "better", prompt, SIDES.chosen, SIDES.rejected)
+    content = first.messages[0].content
+    assert isinstance(content, tuple) and "Explain {criterion} and {0}." in content[1]
