@@ -27,11 +27,11 @@ from factory.figure import Rates
 from factory.metric import Metrics
 from factory.model import resolve
 from factory.place import Place
-from factory.plan import Plan, Stage, refit
+from factory.plan import Plan, Stage, refit, takes_all_cpus
 from factory.pool import Job, Pool
 from factory.run import Run, now, plain
 from factory.secret import from_environment
-from factory.session import gathered, nodes
+from factory.session import cluster_address, gathered, nodes
 from factory.shard import GENERATION, ShardSink, parquet, rows_per_group, shards
 from factory.source import Finished, Slice, SliceSource, slices
 from factory.terminal import Meter
@@ -140,13 +140,15 @@ class _Work:
         for stage, number in zip(stages, left, strict=True):
             prompts[stage.variant] += number
         rates = Rates(prompts)
+        variants = self._run.order.recipe.variants
+        crowded = cluster_address() is None and any(takes_all_cpus(variants[stage.variant]) for stage in stages)
         owed = sum(stage.generations * number for stage, number in zip(stages, left, strict=True))
         title = "generate" if self._num_steps == 1 else f"generate ({first + 1} of {self._num_steps})"
         with self._progress(title, owed, "completions") as meter:
             while stored < self._ready:
                 before, began = stored, time.time()
                 try:
-                    with watching(self.board, meter, rates, self.metrics, self._limits):
+                    with watching(self.board, meter, rates, self.metrics, self._limits, crowded=crowded):
                         self._execute(stages, first, last)
                     error = None
                 except (ray.exceptions.RayError, NodeLost) as raised:

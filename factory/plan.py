@@ -203,7 +203,7 @@ def _schedule(
         name = passes[i]
         variant = recipe.variants[name]
         replicas = _fewest(variant)
-        if variant.replicas is None and not together and _takes_all_cpus(variant):
+        if variant.replicas is None and not together and takes_all_cpus(variant):
             replicas = sum(2 * node.cpus > max(n.cpus for n in nodes) for node in nodes)  # one on each node
         sharing = sum(_fewest(recipe.variants[other]) for other in passes) if together else replicas
         first = passes.index(name) == i  # a second pass of a variant owes only what the first could not make
@@ -232,7 +232,7 @@ def _schedule(
 def _time(stage: Stage, recipe: Recipe) -> float:
     """A pool's time for a prompt in some unit. A model on more GPUs is larger, hence they stand for the cost of a
     token; an engine on CPUs is as fast as it has CPUs."""
-    speed = stage.cpus if _takes_all_cpus(recipe.variants[stage.variant]) else 1
+    speed = stage.cpus if takes_all_cpus(recipe.variants[stage.variant]) else 1
     return stage.max_new_tokens * (stage.gpus or 1) / (stage.replicas * speed)
 
 
@@ -240,7 +240,8 @@ def _fewest(variant: Variant) -> int:
     return variant.replicas[0] if isinstance(variant.replicas, tuple) else variant.replicas or 1
 
 
-def _takes_all_cpus(variant: Variant) -> bool:
+def takes_all_cpus(variant: Variant) -> bool:
+    """Whether its engines share all CPUs that there are."""
     return variant.engine in ("vllm", "reward") and not variant.gpus and variant.cpus is None
 
 
@@ -268,7 +269,7 @@ def _grown(
 def _most(stage: Stage, recipe: Recipe, num_prompts: int | None) -> int:
     """The replicas that a pool may grow to: never more than have a full batch each."""
     variant = recipe.variants[stage.variant]
-    if isinstance(variant.replicas, int) or variant.engine not in ("vllm", "reward") or _takes_all_cpus(variant):
+    if isinstance(variant.replicas, int) or variant.engine not in ("vllm", "reward") or takes_all_cpus(variant):
         return stage.replicas
     most = variant.replicas[1] if variant.replicas else sys.maxsize
     if num_prompts is not None:
@@ -292,7 +293,7 @@ def refit(stages: Sequence[Stage], nodes: Sequence[Node]) -> tuple[Stage, ...] |
 def _cpus(variant: Variant, nodes: Sequence[Node], sharing: int) -> int:
     if variant.cpus is not None:
         return variant.cpus
-    if not _takes_all_cpus(variant):
+    if not takes_all_cpus(variant):
         return 1
     # A replica lives on one node: the largest share with which all find room, also beside a head node without CPUs.
     shares = range(int(max(node.cpus for node in nodes)), 0, -1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import signal
 import threading
 import time
@@ -19,9 +20,11 @@ from factory.board import Card, View
 from factory.errors import Stopped
 from factory.figure import Rates
 from factory.metric import Metrics
+from factory.session import take_cores, yield_cores
 from factory.terminal import Meter
 
 LOOK_EVERY_S = 1.0
+YIELD_EVERY = 10  # looks: processes of Ray come and go
 # A share of failures says little about fewer completions.
 ENOUGH_TO_JUDGE = 100
 # A replica whose node is lost and that found no room elsewhere for so long is given up, and the pools are planned anew.
@@ -76,9 +79,11 @@ def signals(limits: Limits) -> Iterator[None]:
 
 
 @contextmanager
-def watching(board: Any, meter: Meter, rates: Rates, metrics: Metrics, limits: Limits) -> Iterator[None]:
-    """Look at the board once a second while a step runs."""
-    watch = _Watch(board, meter, rates, metrics, limits)
+def watching(
+    board: Any, meter: Meter, rates: Rates, metrics: Metrics, limits: Limits, *, crowded: bool = False
+) -> Iterator[None]:
+    """Look at the board once a second while a step runs. ``crowded``: the engines fill the cores of this machine."""
+    watch = _Watch(board, meter, rates, metrics, limits, crowded)
     thread = threading.Thread(target=watch.run, name="watch", daemon=True)
     thread.start()
     try:
@@ -88,15 +93,18 @@ def watching(board: Any, meter: Meter, rates: Rates, metrics: Metrics, limits: L
         thread.join()
         with contextlib.suppress(ray.exceptions.RayError):
             watch.look()
+        if crowded:
+            take_cores()
 
 
 class _Watch:
-    def __init__(self, board: Any, meter: Meter, rates: Rates, metrics: Metrics, limits: Limits) -> None:
+    def __init__(self, board: Any, meter: Meter, rates: Rates, metrics: Metrics, limits: Limits, crowded: bool) -> None:
         self._board = board
         self._meter = meter
         self._rates = rates
         self._metrics = metrics
         self._limits = limits
+        self._crowded = crowded
         self._homeless: dict[str, float] = {}  # replica -> since when its node is known to be lost
         self._ended: set[int] = set()
         self._broken_off = False
@@ -104,13 +112,17 @@ class _Watch:
         self.look()
 
     def run(self) -> None:
-        while not self.over.wait(LOOK_EVERY_S):
+        for look in itertools.count():
+            if self.over.wait(LOOK_EVERY_S):
+                return
             # The board is busy, or the session is going away: a figure late is no harm.
             with contextlib.suppress(ray.exceptions.RayError):
                 view = self.look()
                 self._judge(view)
                 self._end_silent(view)
                 self._end_homeless(view)
+                if self._crowded and look % YIELD_EVERY == 0:
+                    yield_cores({card.pid for card in view.cards})
 
     def look(self) -> View:
         """Look at the board, and show it: to the user, and to Prometheus."""
