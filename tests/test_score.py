@@ -7,9 +7,16 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from running import SIX, popalign, scripted
+import torch
+import yaml
+from running import SIX, generations, popalign, scripted
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
+from factory import cookbook
+from factory.check import Checks
+from factory.model import render
 from factory.pair import pair_id, pairs_of
+from factory.request import build
 from factory.run import Run
 from factory.score import agrees, score, turned
 from factory.shard import shards
@@ -170,8 +177,6 @@ def test_run_scores_samples_and_rlaif_end_to_end(tmp_path: Path) -> None:
 
 
 def test_pairs_rejected_verdict_exchanges_the_sides(tmp_path: Path) -> None:
-    from factory import cookbook
-
     order = cookbook.check(
         {
             "run": "x",
@@ -191,8 +196,6 @@ def test_pairs_rejected_verdict_exchanges_the_sides(tmp_path: Path) -> None:
         "split": "train",
         "completions": [{"generation_id": i, "text": t, "answer": t, **blank} for i, t in texts.items()],
     }
-    from factory.check import Checks
-
     (pair,) = pairs_of(row, order.strategies, Checks.of(order.preset))
     assert (pair["chosen"][0]["content"], pair["rejected"][0]["content"]) == ("Second.", "First.")
     assert (pair["judge"], pair["status"]) == ("chosen", "kept")
@@ -223,3 +226,74 @@ def test_judge_text_of_a_prompt_with_braces_is_kept_whole() -> None:
     first, _ = verdicts("wise", "better", prompt, SIDES.chosen, SIDES.rejected)
     content = first.messages[0].content
     assert isinstance(content, tuple) and "Explain {criterion} and {0}." in content[1]
+
+
+@pytest.fixture(scope="module")
+def rewarding(tmp_path_factory: pytest.TempPathFactory, embedded_model: Path) -> Path:
+    """A reward model of one layer with random weights, and the tokenizer of the embedded model."""
+    folder = tmp_path_factory.mktemp("reward") / "model"
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model)
+    sizes |= {"num_labels": 1, "max_position_embeddings": 2048, "pad_token_id": tokenizer.eos_token_id}
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        num_labels=1,
+        max_position_embeddings=2048,
+        pad_token_id=tokenizer.eos_token_id,
+        **sizes,
+    )
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.engine
+def test_margin_and_reward_are_those_of_transformers(tmp_path: Path, embedded_model: Path, rewarding: Path) -> None:
+    source = tmp_path / "prompts.jsonl"
+    source.write_text('{"prompt": "Name two rivers of Europe."}\n{"prompt": "Why is rain good for gardens?"}\n')
+    small = {"dtype": "float32", "max_model_len": 1024, "max_num_seqs": 16}
+    content = {
+        "run": str(tmp_path / "run"),
+        "prompts": {"source": str(source)},
+        "sampling": {"max_tokens": 24, "min_tokens": 8, "temperature": 0.7},
+        "variants": {
+            "strong": {"model": str(embedded_model), **small},
+            "score": {"model": str(rewarding), "engine": "reward", **small},
+        },
+        "strategies": {"prefix": {"variant": "strong"}, "refine": {"variant": "strong", "format": "forced"}},
+        "scores": {"reward": "score"},
+    }
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(content))
+    done = popalign("generate", str(recipe))
+    assert done.returncode == 0, done.stderr
+    assert popalign("pairs", str(tmp_path / "run")).returncode == 0
+    order = cookbook.order(str(recipe))
+    rows = {row["prompt_id"]: row for row in generations(tmp_path / "run")}
+    model = AutoModelForCausalLM.from_pretrained(embedded_model, dtype=torch.float32)
+    judge = LlamaForSequenceClassification.from_pretrained(rewarding)
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model)
+    for pair in pairs(tmp_path / "run"):
+        row = rows[pair["prompt_id"]]
+        answers = {c["generation_id"]: c["answer"] for c in row["completions"] if c["answer"] is not None}
+        prompt = tuple(Message(turn["role"], turn["content"]) for turn in row["prompt"])
+        (strategy,) = [s for s in order.strategies if s.name == pair["strategy"]]
+        values = []
+        for measured in Scores(1.0, frozenset({"strong"})).evidence(prompt, strategy.contrast(prompt)).margin:
+            variant = order.recipe.variants["strong"]
+            request = build(measured, answers, run_seed=0, sampling=order.recipe.sampling, variant=variant)
+            asked = render(tokenizer, request.messages, request.prefill)
+            given = tokenizer.encode((" " if request.prefill else "") + request.given, add_special_tokens=False)
+            with torch.no_grad():
+                logits = model(torch.tensor([asked + given])).logits[0, len(asked) - 1 : -1]
+            values.append(logits.log_softmax(-1).gather(1, torch.tensor(given)[:, None]).sum().item())
+        a, b, c, d = values
+        # float32 on two implementations: some 50 tokens differ by a ten-thousandth of a nat each.
+        assert pair["margin"] == pytest.approx((a - b) - (c - d), abs=0.05)
+        for side in ("chosen", "rejected"):
+            turns = [*pair["prompt"], *pair[side]]
+            ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+            with torch.no_grad():
+                reward = judge(torch.tensor([ids])).logits.item()
+            assert pair[f"reward_{side}"] == pytest.approx(reward, abs=0.01)
