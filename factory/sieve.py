@@ -29,8 +29,8 @@ from factory.source import slices
 REASON = "near_duplicate"
 # A slice's rows of bands, at some 200 B and 16 bands a prompt: 50 MB.
 PROMPTS_PER_TASK = 2**14
-# Rows of bands that one task compares: 400 MB.
-ROWS_PER_BUCKET = 2**21
+# Rows of bands that one task compares: 200 MB, of which it makes copies.
+ROWS_PER_BUCKET = 2**20
 # A prompt's position is its shard's number and its row in there.
 ROW_BITS = 40
 
@@ -146,7 +146,7 @@ def _context(turns: Sequence[dict[str, str]]) -> int:
 def _near(rows: pa.Table, job: Sieve) -> pa.Table:
     """The near-duplicates among the rows of bands of one bucket."""
     positions = rows.column("position").to_numpy()
-    sketches = np.frombuffer(b"".join(rows.column("sketch").to_pylist()), dtype=np.uint8).reshape(-1, PERMUTATIONS)
+    sketches = np.concatenate([_bytes(chunk) for chunk in rows.column("sketch").chunks])
     later, earlier, similarity = near(rows.column("band").to_numpy(), positions, sketches, job.threshold)
     return pa.table(
         {
@@ -158,6 +158,12 @@ def _near(rows: pa.Table, job: Sieve) -> pa.Table:
         },
         schema=NEAR,
     )
+
+
+def _bytes(column: pa.FixedSizeBinaryArray) -> np.ndarray:
+    """Sketches as (rows, PERMUTATIONS) of uint8, without a Python object for each."""
+    values = np.frombuffer(column.buffers()[1], dtype=np.uint8)
+    return values[column.offset * PERMUTATIONS :][: len(column) * PERMUTATIONS].reshape(-1, PERMUTATIONS)
 
 
 def _rest(found: pa.Table, job: Sieve) -> pa.Table:

@@ -141,7 +141,7 @@ def test_sieve_result_does_not_depend_on_shards_slices_and_buckets(
 
 
 def test_sieve_real_prompts_agree_with_the_exact_similarity(tmp_path: Path) -> None:
-    """2,518 real prompts and edited copies of 600: what is dropped against the exact Jaccard of all that share a shingle."""
+    """2,518 real prompts and edited copies of 600: what is dropped, against the exact similarity of all pairs."""
     file = SHARED / "prompts" / "helpful.jsonl"
     if not file.is_file():
         pytest.skip(f"{file} is not there: real prompts are kept beside the project; POPALIGN_SHARED names the folder")
