@@ -36,6 +36,14 @@ Overrides = Annotated[
     list[str],
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the recipe, such as prompts.limit=64."),
 ]
+Decontaminate = Annotated[
+    list[str],
+    typer.Option(
+        metavar="FILE",
+        help="Set aside prompts that overlap this evaluation set (as prompts.source takes it). May be given several "
+        "times; takes the place of the recipe's prompts.decontaminate.",
+    ),
+]
 Cpus = Annotated[
     int | None,
     typer.Option(help="Logical CPUs of the Ray that is started when RAY_ADDRESS names no cluster; default: all cores."),
@@ -58,6 +66,7 @@ def add_to(app: typer.Typer) -> None:
 def plan_command(
     recipe: RecipeName,
     set_: Overrides = [],  # noqa: B006
+    decontaminate: Decontaminate = [],  # noqa: B006
     cpus: Cpus = None,
     probe: Annotated[
         int | None,
@@ -68,7 +77,7 @@ def plan_command(
 ) -> None:
     """Show what a recipe will do: completions per prompt, pools, resources, schedule. Needs no GPU and no model, except
     with --probe, which starts the engines where `generate` would."""
-    wanted = order(recipe, set_)
+    wanted = ordered(recipe, set_, decontaminate)
     if probe is not None:
         _probe(wanted, probe, price, cpus, as_json)
         return
@@ -101,11 +110,12 @@ def _probe(wanted: Order, number: int, price: float | None, cpus: int | None, as
 def generate_command(
     recipe: RecipeName,
     set_: Overrides = [],  # noqa: B006
+    decontaminate: Decontaminate = [],  # noqa: B006
     cpus: Cpus = None,
     max_hours: MaxHours = None,
 ) -> None:
     """Make every completion that a recipe asks for. Run it again after a crash: what is stored is not made again."""
-    wanted = order(recipe, set_)
+    wanted = ordered(recipe, set_, decontaminate)
     limits = limits_of(wanted, max_hours)
     terminal = Terminal()
     with started(wanted, terminal, cpus=cpus, training=False) as (run, nodes):
@@ -140,6 +150,12 @@ def status_command(
         raise RunError(f"{len(bad)} of the stored files are damaged: {'; '.join(bad[:5])}; restore them from a copy")
     if verify and not as_json:
         terminal.say("checksums    all stored files are as they were written")
+
+
+def ordered(recipe: str, overrides: list[str], decontaminate: list[str]) -> Order:
+    """The checked order of a command's arguments."""
+    files = [f"prompts.decontaminate={json.dumps(decontaminate)}"] if decontaminate else []
+    return order(recipe, [*overrides, *files])
 
 
 def limits_of(wanted: Order, max_hours: float | None) -> Limits:

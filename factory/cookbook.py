@@ -254,6 +254,8 @@ def _data(section: Section) -> dict[str, Any]:
         if name in section.OPERATIONAL:
             continue
         value = getattr(section, name)
+        if name in section.ADDED and value == type(section).model_fields[name].default:
+            continue
         if isinstance(value, Section):
             value = _data(value)
         elif isinstance(value, Mapping):

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from typing import Any
 
 import ray
-from ray.data import ActorPoolStrategy, DataContext, Dataset
+from ray.data import ActorPoolStrategy, Dataset
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from factory import compact
@@ -31,7 +31,7 @@ from factory.plan import Plan, Stage, refit, takes_all_cpus
 from factory.pool import Job, Pool
 from factory.run import Run, now, plain
 from factory.secret import from_environment
-from factory.session import cluster_address, gathered, nodes
+from factory.session import cluster_address, gathered, nodes, quiet_data
 from factory.shard import GENERATION, ShardSink, parquet, rows_per_group, shards
 from factory.source import Finished, Slice, SliceSource, slices
 from factory.terminal import Meter
@@ -126,7 +126,7 @@ class _Work:
         base = run.path / "generations" / entry["set"] if entry else run.current("prompts", "generate RECIPE")
         here = run.path / "progress" / run.order.fingerprint
         self._sets = [base, *(here / str(number) for number in range(1, len(plan.stages) + 1))]
-        _quiet_ray_data()
+        quiet_data()
 
     def step(self, first: int, last: int) -> None:
         """Take all rows through the pools ``first`` to ``last``."""
@@ -322,13 +322,3 @@ def batched(parts: Iterable[Any], size: int) -> Iterator[list[Any]]:
     parts = iter(parts)
     while batch := list(itertools.islice(parts, size)):
         yield batch
-
-
-def _quiet_ray_data() -> None:
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    # A large model may load for longer than the default of half an hour without any block moving.
-    context.execution_no_progress_timeout_s = -1
-    # An error that ends the run from inside a pool arrives as what it is, not as "UDF failed" without its cause.
-    context.raise_original_map_exception = True

@@ -115,6 +115,8 @@ def sampled(order: Order, number: int) -> Iterator[tuple[Order, int]]:
         source.writelines(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts)
         source.flush()
         own = order.recipe.prompts.model_copy(update={"source": source.name, "column": "prompt", "limit": None})
+        # All that are drawn are measured.
+        own = own.model_copy(update={"near_duplicates": None, "decontaminate": []})
         yield replace(order, recipe=order.recipe.model_copy(update={"run": str(folder), "prompts": own})), count
     folder.remove()
 

@@ -19,9 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from factory.errors import InputError
+from factory.overlap import Evaluations
 from factory.place import Place
 from factory.recipe import Prompts
 from factory.shard import PROMPT, TARGET_BYTES, ShardWriter, Written, rows_per_group
+from factory.sieve import REASON, sieve
 from strategies.contrast import Message
 
 COLUMNS = ("prompt", "messages", "instruction", "question", "text")
@@ -66,12 +68,13 @@ def stage(
     """Write the prompts of the sources as shards into ``folder``, and ``set_aside.jsonl`` beside them.
 
     ``count_tokens`` gives the length of a bare prompt for the input limit. Memory: 16 bytes for each different prompt,
-    and one shard.
+    200 for each that is set aside, and one shard. Needs a Ray session where ``near_duplicates`` is set.
 
     Raises:
         InputError: naming the file and line that cannot be read.
     """
     staged = Staged()
+    known = Evaluations(evaluations(settings), settings.decontaminate_ngram, settings.decontaminate_share)
     seen = Seen()
     rows: list[dict[str, Any]] = []
     written: list[Written] = []
@@ -98,9 +101,13 @@ def stage(
             prompt, reason = parse(content)
             if reason is None and count_tokens(prompt) > settings.max_tokens:
                 reason = "over_input_limit"
+            overlap = known.overlap(spoken(prompt)) if reason is None and len(known) else None
+            if overlap is not None:
+                reason = "contaminated"
             if reason is not None:
                 staged.set_aside[reason] = staged.set_aside.get(reason, 0) + 1
-                aside.write(json.dumps({"source": source, "reason": reason}).encode() + b"\n")
+                facts = {"source": source, "reason": reason, **(asdict(overlap) if overlap else {})}
+                aside.write(json.dumps(facts).encode() + b"\n")
                 continue
             identity = prompt_id(prompt)
             turns = [{"role": message.role, "content": message.content} for message in prompt]
@@ -109,6 +116,10 @@ def stage(
             if len(rows) == PROMPTS_AT_ONCE:
                 flush()
         flush(last=True)
+        if settings.near_duplicates is not None and staged.ready:
+            near, written = sieve(folder, written, settings.near_duplicates, metadata, aside)
+            staged.ready -= near
+            staged.set_aside.update({REASON: near} if near else {})
         if not staged.ready:
             what = staged.set_aside or "no rows"
             raise InputError(f"prompts.source: no usable prompt among {staged.read} read ({what})")
@@ -176,6 +187,25 @@ def read(settings: Prompts) -> Iterator[tuple[str, Any]]:
             yield f"{path}:{place}", _prompt(row, settings.column, f"{path}:{place}")
 
 
+def evaluations(settings: Prompts) -> Iterator[tuple[str, str]]:
+    """What users say in the evaluation prompts to keep away from, with where it stands.
+
+    Raises:
+        InputError: naming the file and line that cannot be read.
+    """
+    try:
+        for place, content in read(Prompts(source=settings.decontaminate)) if settings.decontaminate else ():
+            yield place, "\n".join(str(turn.content) for turn in parse(content)[0] if turn.role == "user")
+    except InputError as error:
+        text = str(error).replace("prompts.source", "prompts.decontaminate", 1)
+        raise InputError(text.replace("name one with prompts.column", "rename one")) from None
+
+
+def spoken(prompt: tuple[Message, ...]) -> str:
+    """All text of a prompt."""
+    return "\n".join(str(message.content) for message in prompt)
+
+
 def check_sources(settings: Prompts) -> None:
     """Find a missing file, an unknown format or a wrong first row before anything starts.
 
@@ -184,6 +214,7 @@ def check_sources(settings: Prompts) -> None:
     """
     for _ in read(settings.model_copy(update={"limit": 1})):
         pass
+    next(evaluations(settings), None)
 
 
 def _expand(source: str) -> list[str]:

@@ -34,10 +34,15 @@ class Section(BaseModel):
         extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
     )
     OPERATIONAL: ClassVar[frozenset[str]] = frozenset()
+    # Fields that an older version did not know: at their default they are no part of what identifies a run's data, so
+    # that its runs can go on.
+    ADDED: ClassVar[frozenset[str]] = frozenset()
 
 
 class Prompts(Section):
     """Where the prompts come from."""
+
+    ADDED = frozenset({"near_duplicates", "decontaminate", "decontaminate_ngram", "decontaminate_share"})
 
     source: str | list[str] = Field(min_length=1)
     """A JSONL, JSON, Parquet or CSV file, a glob, `hf://NAME[:SPLIT]`, `builtin:demo`, or a list of these. Relative to
@@ -53,6 +58,18 @@ class Prompts(Section):
     max_tokens: PositiveInt = 1024
     """Longer prompts are set aside with the reason `over_input_limit` (paper: 1024). Counted by the
     run's tokenizers; where all variants are endpoints none is here, and four bytes of text stand for a token."""
+    near_duplicates: Annotated[float, Field(ge=0.5, le=1)] | None = None
+    """Set prompts aside that are this similar to an earlier one with the same turns before the last: the Jaccard
+    similarity of their three-word shingles, ignoring case, spacing and punctuation. 0.8 finds light edits of a
+    sentence; default: off. Equal prompts are dropped in any case (`docs/prompt.md`)."""
+    decontaminate: list[str] = []
+    """Evaluation sets, in the forms that `source` takes: prompts that overlap one of their prompts are set aside with
+    the reason `contaminated`, and what they overlap. `--decontaminate FILE` sets it."""
+    decontaminate_ngram: Annotated[int, Field(ge=5)] = 8
+    """Words of the n-grams that count as overlap (Tülu 3: 8, GPT-3: 8 to 13). Shorter evaluation prompts have to
+    stand in a prompt whole."""
+    decontaminate_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """The share of an evaluation prompt's words that shared n-grams must cover (Tülu 3: half)."""
 
 
 class Sampling(Section):

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import psutil
 import ray
+from ray.data import DataContext
 
 from factory.errors import RunError
 from factory.plan import Node
@@ -121,6 +122,17 @@ def gathered(start: Callable[[T], ray.ObjectRef], items: Sequence[T], progress: 
         results[pending.pop(done)] = ray.get(done)
         progress(len(items) - len(left) - len(pending))
     return results
+
+
+def quiet_data() -> None:
+    """Keep Ray Data's own reports off the terminal, and its limits off our work."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # A large model may load for longer than the default of half an hour without any block moving.
+    context.execution_no_progress_timeout_s = -1
+    # An error that ends the run from inside a pool arrives as what it is, not as "UDF failed" without its cause.
+    context.raise_original_map_exception = True
 
 
 def nodes() -> list[Node]:

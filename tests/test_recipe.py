@@ -361,7 +361,17 @@ CHANGED: dict[type[Section], dict[str, Any]] = {
         "evaluate": {"samples": 1},
         "scores": {"share": 0.3},
     },
-    Prompts: {"source": ["a.jsonl"], "column": "text", "limit": 3, "heldout": 0.3, "max_tokens": 3},
+    Prompts: {
+        "source": ["a.jsonl"],
+        "column": "text",
+        "limit": 3,
+        "heldout": 0.3,
+        "max_tokens": 3,
+        "near_duplicates": 0.8,
+        "decontaminate": ["evaluation.jsonl"],
+        "decontaminate_ngram": 13,
+        "decontaminate_share": 0.3,
+    },
     Sampling: {
         "temperature": 0.3,
         "top_p": 0.3,
@@ -437,7 +447,15 @@ def sections(section: type[Section] = Section) -> Iterator[type[Section]]:
 def test_fingerprint_tests_know_every_field_of_every_section() -> None:
     assert {s: set(s.model_fields) for s in sections()} == {s: set(values) for s, values in CHANGED.items()}
     for section in sections():
-        assert set(section.model_fields) >= section.OPERATIONAL, "a name that is no field"
+        assert set(section.model_fields) >= section.OPERATIONAL | section.ADDED, "a name that is no field"
+
+
+def test_fingerprint_of_runs_of_older_versions_is_kept_while_added_fields_are_at_their_default() -> None:
+    added = [PLACE[section] + name for section in sections() for name in section.ADDED]
+    assert "prompts.near_duplicates" in added
+    assert not set(added) & set(made().data())
+    written = {"prompts.near_duplicates": None, "prompts.decontaminate": [], "prompts.decontaminate_ngram": 8}
+    assert cookbook.check(changed(written), "r").fingerprint == made().fingerprint
 
 
 @pytest.mark.parametrize(("section", "name"), [(s, name) for s, values in CHANGED.items() for name in values])

@@ -6,6 +6,7 @@ import typer
 
 from factory.command import (
     Cpus,
+    Decontaminate,
     MaxHours,
     Overrides,
     RecipeName,
@@ -13,10 +14,10 @@ from factory.command import (
     at_work,
     generate_step,
     limits_of,
+    ordered,
     pairs_step,
     started,
 )
-from factory.cookbook import order
 from factory.errors import InputError
 from factory.plan import make_plan, require_fit
 from factory.run import Run
@@ -56,11 +57,12 @@ def evaluate_command(run: RunPath, cpus: Cpus = None) -> None:
 def run_command(
     recipe: RecipeName,
     set_: Overrides = [],  # noqa: B006
+    decontaminate: Decontaminate = [],  # noqa: B006
     cpus: Cpus = None,
     max_hours: MaxHours = None,
 ) -> None:
     """From prompts to an aligned model: generate, pairs, train, evaluate. Run it again to go on after a stop."""
-    wanted = order(recipe, set_)
+    wanted = ordered(recipe, set_, decontaminate)
     limits = limits_of(wanted, max_hours)
     terminal = Terminal()
     with started(wanted, terminal, cpus=cpus, training=True) as (run, nodes):
