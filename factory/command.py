@@ -224,6 +224,7 @@ def stage_step(run: Run, terminal: Terminal) -> None:
                 folder,
                 count_tokens=token_counter(run.order),
                 metadata=run.metadata,
+                labelled="label" in run.order.recipe.strategies,
                 progress=meter.update,
             )
     except (InputError, OSError):

@@ -22,9 +22,10 @@ from factory.errors import InputError
 from factory.overlap import Evaluations
 from factory.place import Place
 from factory.recipe import Prompts
-from factory.shard import PROMPT, TARGET_BYTES, ShardWriter, Written, rows_per_group
+from factory.shard import COMPLETION, GENERATION, PROMPT, TARGET_BYTES, ShardWriter, Written, rows_per_group
 from factory.sieve import REASON, sieve
 from strategies.contrast import Message
+from strategies.label import GIVEN, given
 
 COLUMNS = ("prompt", "messages", "instruction", "question", "text")
 ROLES = ("system", "user", "assistant")
@@ -63,11 +64,13 @@ def stage(
     *,
     count_tokens: Callable[[tuple[Message, ...]], int],
     metadata: dict[str, str],
+    labelled: bool = False,
     progress: Callable[[int], None] = lambda read: None,
 ) -> tuple[Staged, list[Written]]:
     """Write the prompts of the sources as shards into ``folder``, and ``set_aside.jsonl`` beside them.
 
-    ``count_tokens`` gives the length of a bare prompt for the input limit. Memory: 16 bytes for each different prompt,
+    ``count_tokens`` gives the length of a bare prompt for the input limit. ``labelled``: keep the answers that come
+    with the prompts as completions (strategy `label`). Memory: 16 bytes for each different prompt,
     200 for each that is set aside, and one shard. Needs a Ray session where ``near_duplicates`` is set.
 
     Raises:
@@ -79,7 +82,8 @@ def stage(
     rows: list[dict[str, Any]] = []
     written: list[Written] = []
 
-    writer = ShardWriter(PROMPT, metadata)
+    schema = GENERATION if labelled else PROMPT
+    writer = ShardWriter(schema, metadata)
 
     def flush(*, last: bool = False) -> None:
         nonlocal writer
@@ -87,18 +91,18 @@ def stage(
         staged.duplicates += len(rows) - len(fresh)
         staged.ready += len(fresh)
         if fresh:
-            table = pa.Table.from_pylist([rows[i] for i in fresh], PROMPT)
+            table = pa.Table.from_pylist([rows[i] for i in fresh], schema)
             writer.add(table, rows_per_group(table.num_rows))
         if writer.num_rows and (last or writer.num_bytes >= TARGET_BYTES):
             written.append(writer.write(folder / f"{len(written):05d}.parquet"))
-            writer = ShardWriter(PROMPT, metadata)
+            writer = ShardWriter(schema, metadata)
         rows.clear()
         progress(staged.read)
 
     with tempfile.TemporaryFile() as aside:
-        for source, content in read(settings):
+        for source, row in _read(settings):
             staged.read += 1
-            prompt, reason = parse(content)
+            prompt, reason = parse(_prompt(row, settings.column, source))
             if reason is None and count_tokens(prompt) > settings.max_tokens:
                 reason = "over_input_limit"
             overlap = known.overlap(spoken(prompt)) if reason is None and len(known) else None
@@ -112,7 +116,10 @@ def stage(
             identity = prompt_id(prompt)
             turns = [{"role": message.role, "content": message.content} for message in prompt]
             side = split(identity, settings.heldout)
-            rows.append({"prompt_id": identity, "prompt": turns, "split": side, "source": source})
+            answers = given_answers(row, prompt, count_tokens) if labelled else []
+            rows.append(
+                {"prompt_id": identity, "prompt": turns, "split": side, "source": source, "completions": answers}
+            )
             if len(rows) == PROMPTS_AT_ONCE:
                 flush()
         flush(last=True)
@@ -174,8 +181,44 @@ def parse(content: Any) -> tuple[tuple[Message, ...], str | None]:
     return turns, None if str(turns[-1].content).strip() else "empty"
 
 
+def given_answers(
+    row: Mapping[str, Any], prompt: tuple[Message, ...], count_tokens: Callable[[tuple[Message, ...]], int]
+) -> list[dict[str, Any]]:
+    """The answers of a labelled row as completions: columns ``chosen`` and ``rejected``, each a text, or turns that end
+    with the answer. None where one is missing."""
+    texts = [_last_turn(row.get(name)) for name in ("chosen", "rejected")]
+    if None in texts:
+        return []
+    blank = dict.fromkeys(field.name for field in COMPLETION)
+    return [
+        {
+            **blank,
+            "generation_id": given(prompt, side).id,
+            "variant": GIVEN,
+            "text": text,
+            "answer": text,
+            "finish": "stop",
+            "prompt_tokens": 0,
+            "cached_tokens": 0,
+            "tokens": count_tokens((Message("assistant", str(text)),)),
+        }
+        for side, text in enumerate(texts)
+    ]
+
+
+def _last_turn(content: Any) -> str | None:
+    if isinstance(content, list) and content and isinstance(content[-1], Mapping):
+        content = content[-1].get("content")
+    return content if isinstance(content, str) else None
+
+
 def read(settings: Prompts) -> Iterator[tuple[str, Any]]:
     """The prompts of all sources as (where it stands, text or turns), in order, up to the limit."""
+    for place, row in _read(settings):
+        yield place, _prompt(row, settings.column, place)
+
+
+def _read(settings: Prompts) -> Iterator[tuple[str, Any]]:
     sources = [settings.source] if isinstance(settings.source, str) else settings.source
     paths = [path for source in sources for path in _expand(source)]
     left = settings.limit if settings.limit is not None else sys.maxsize
@@ -184,7 +227,7 @@ def read(settings: Prompts) -> Iterator[tuple[str, Any]]:
             if left <= 0:
                 return
             left -= 1
-            yield f"{path}:{place}", _prompt(row, settings.column, f"{path}:{place}")
+            yield f"{path}:{place}", row
 
 
 def evaluations(settings: Prompts) -> Iterator[tuple[str, str]]:

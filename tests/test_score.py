@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -297,3 +298,39 @@ def test_margin_and_reward_are_those_of_transformers(tmp_path: Path, embedded_mo
             with torch.no_grad():
                 reward = judge(torch.tensor([ids])).logits.item()
             assert pair[f"reward_{side}"] == pytest.approx(reward, abs=0.01)
+
+
+def test_label_pairs_are_those_of_the_data_set(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "Name a river.", "chosen": "The Rhine.", "rejected": "No."},
+        {"prompt": "Name a lake.", "chosen": [{"role": "assistant", "content": "Como."}], "rejected": "Never."},
+        {"prompt": "Name a hill."},
+    ]
+    strategies = {"label": {}, "prefix": {"variant": "strong"}}
+    recipe = scripted(tmp_path, 0, strategies=strategies)
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = popalign("generate", str(recipe))
+    assert done.returncode == 0, done.stderr
+    assert popalign("pairs", str(tmp_path / "run")).returncode == 0
+    found = {row["prompt"][0]["content"]: row for row in pairs(tmp_path / "run") if row["strategy"] == "label"}
+    sides = {
+        prompt: [turn["content"] for side in ("chosen", "rejected") for turn in row[side]]
+        for prompt, row in found.items()
+    }
+    assert sides == {
+        "Name a river.": ["The Rhine.", "No."],
+        "Name a lake.": ["Como.", "Never."],
+        "Name a hill.": [],
+    }
+    assert found["Name a hill."]["reason"] == "generation_missing"
+    assert found["Name a lake."]["status"] == "kept" and found["Name a lake."]["chosen_tokens"] == 1
+
+
+def test_label_alone_needs_no_engine(tmp_path: Path) -> None:
+    recipe = scripted(tmp_path, 0, strategies={"label": {}})
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Name a river.", "chosen": "The Rhine.", "rejected": "No."}\n')
+    done = popalign("generate", str(recipe))
+    assert done.returncode == 0, done.stderr
+    assert popalign("pairs", str(tmp_path / "run")).returncode == 0
+    (row,) = pairs(tmp_path / "run")
+    assert (row["status"], row["chosen_variant"]) == ("kept", "label")
