@@ -9,7 +9,7 @@ of (difference, first byte of the pair's id), and a pair is kept where its byte 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,23 +170,32 @@ class Balance:
         return int(row["pair_id"][:2], 16) < limits[int(bins(np.array(chosen - rejected)))]
 
 
-def first_bytes(pair_ids: pa.Array) -> Ints:
+def first_bytes(pair_ids: pa.ChunkedArray) -> Ints:
     """The first byte of each id."""
     digits = pc.utf8_slice_codeunits(pair_ids, 0, 2)
-    return pc.index_in(digits, BYTES).to_numpy(zero_copy_only=False).astype(np.int64)
+    return pc.index_in(digits, BYTES).to_numpy().astype(np.int64)
 
 
-def add_kept(cells: dict[str, Cells], rows: pa.RecordBatch | pa.Table, split: str | None = None) -> None:
-    """Add the kept pairs of known length; ``rows`` has ``COLUMNS``. ``split``: only those of this split."""
+def add_kept(
+    cells: dict[str, Cells],
+    rows: pa.Table,
+    *,
+    split: str | None = None,
+    scores: Callable[[pa.Table], Mapping[str, Ints]] = lambda rows: {},
+) -> None:
+    """Add the kept pairs of known length.
+
+    ``rows``: has ``COLUMNS``. ``split``: only those of this split. ``scores``: further whole numbers to be summed.
+    """
     measured = pc.and_(pc.is_valid(rows["chosen_tokens"]), pc.is_valid(rows["rejected_tokens"]))
     wanted = pc.and_(pc.equal(rows["status"], "kept"), measured)
     if split is not None:
         wanted = pc.and_(wanted, pc.equal(rows["split"], split))
-    rows = pa.table(rows.filter(wanted)) if isinstance(rows, pa.Table) else pa.Table.from_batches([rows.filter(wanted)])
+    rows = rows.filter(wanted)
     for name in pc.unique(rows["strategy"]).to_pylist():
         mine = rows.filter(pc.equal(rows["strategy"], name))
-        chosen, rejected = (mine[column].to_numpy().astype(np.int64) for column in ("chosen_tokens", "rejected_tokens"))
-        cells.setdefault(name, Cells()).add(first_bytes(mine["pair_id"].combine_chunks()), chosen, rejected)
+        chosen, rejected = (mine[side].to_numpy().astype(np.int64) for side in ("chosen_tokens", "rejected_tokens"))
+        cells.setdefault(name, Cells()).add(first_bytes(mine["pair_id"]), chosen, rejected, scores(mine))
 
 
 def lengths_of(rows: pa.Table) -> dict[str, Lengths]:
@@ -211,13 +220,8 @@ def balance(pairs: Place, target: float, *, split: str | None = None) -> Balance
     Time: some seconds for ten million pairs. Memory: 4 MB a strategy, however many pairs there are.
     """
     cells: dict[str, Cells] = {}
-    for batch in columns(pairs):
-        add_kept(cells, batch, split)
-    return Balance.of(cells, target)
-
-
-def columns(pairs: Place) -> Iterator[pa.RecordBatch]:
-    """The pairs of a set in batches of the columns that lengths need."""
     for place in shards(pairs):
         with parquet(place) as file:
-            yield from file.iter_batches(batch_size=BATCH_ROWS, columns=list(COLUMNS))
+            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=list(COLUMNS)):
+                add_kept(cells, pa.Table.from_batches([batch]), split=split)
+    return Balance.of(cells, target)
