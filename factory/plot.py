@@ -35,14 +35,14 @@ def interval(share: float, low: float, high: float, *, matched: bool = False) ->
 
 
 def histogram(counts: Mapping[int, int], reach: int) -> Markup:
-    """Length differences from ``-reach`` to ``reach``; what lies beyond is in the outermost bars.
+    """Length differences from ``-reach`` to ``reach``, a multiple of the bars; the rest is in the outermost bars.
 
     An odd number of bars, so that the one in the middle stands astride zero.
     """
     bars = [0] * HISTOGRAM_BARS
-    step = (2 * reach + 1) / HISTOGRAM_BARS
+    step = (2 * reach + 1) // HISTOGRAM_BARS
     for difference, number in counts.items():
-        bars[min(HISTOGRAM_BARS - 1, max(0, int((difference + reach + 0.5) / step)))] += number
+        bars[min(HISTOGRAM_BARS - 1, max(0, (difference + reach) // step))] += number
     tallest = max(1, *bars)
     width = WIDTH / HISTOGRAM_BARS
     shapes = []
@@ -76,7 +76,7 @@ def _svg(name: str, width: float, height: float, shapes: Sequence[str], *, stret
     figures stand beside it as text."""
     fit = ' preserveAspectRatio="none"' if stretched else ""
     inner = "".join(shapes)
-    return Markup(  # noqa: S704
+    return Markup(
         f'<svg class="plot {name}" viewBox="0 0 {width:g} {height:g}"{fit} aria-hidden="true" focusable="false">'
         f"{inner}</svg>"
     )

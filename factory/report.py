@@ -112,17 +112,20 @@ def render(figures: Json, pairs: str, steps: list[Json]) -> str:
         reach=reach(differences),
         steps=steps,
         now=now(),
-        style=Markup(style),  # noqa: S704 - ours
-        script=Markup(script),  # noqa: S704 - ours
+        style=Markup(style),
+        script=Markup(script),
         style_hash=digest(style),
         script_hash=digest(script),
-        pairs_json=Markup(pairs),  # noqa: S704 - by script_json
-        figures_json=Markup(script_json(figures)),  # noqa: S704
+        pairs_json=Markup(pairs),
+        figures_json=Markup(script_json(figures)),
     )
 
 
 def reach(differences: dict[str, dict[int, int]]) -> int:
-    """How far the plots of length differences go: 98 % of all pairs lie within, at least 20 tokens."""
+    """How far the plots of length differences go: 98 % of all pairs lie within, and a bar is a whole number of tokens.
+
+    An odd number, so that as many bars stand on either side of the one around zero.
+    """
     sizes: dict[int, int] = {}
     for counts in differences.values():
         for difference, n in counts.items():
@@ -131,8 +134,9 @@ def reach(differences: dict[str, dict[int, int]]) -> int:
     for size in sorted(sizes):
         inside += sizes[size]
         if inside >= 0.98 * total:
-            return max(20, size)
-    return 20
+            step = -(-(2 * size + 1) // plot.HISTOGRAM_BARS)
+            return (plot.HISTOGRAM_BARS * (step + 1 - step % 2) - 1) // 2
+    return plot.HISTOGRAM_BARS // 2
 
 
 def digest(text: str) -> str:
@@ -149,7 +153,9 @@ def percent(value: float | None) -> str:
 
 
 def number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:,.1f}"
+    """``1,234``, ``12.3``; with a minus sign, not a hyphen."""
+    text = f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:,.1f}"
+    return text.replace("-", "−")
 
 
 def signed(value: float | None) -> str:

@@ -14,6 +14,7 @@ from factory.command import (
     generate_step,
     limits_of,
     pairs_step,
+    report_step,
     started,
 )
 from factory.cookbook import order
@@ -72,6 +73,7 @@ def run_command(
         else:
             train_step(run, terminal)
             evaluate_step(run, terminal)
+        report_step(run, terminal)
     show_pairs(terminal, run)
     show_evaluation(terminal, run)
     show_places(terminal, run)
