@@ -1,4 +1,5 @@
-"""The commands of the factory: plan, generate, pairs, show, report, status. ``python -m factory`` joins them with those of train."""
+"""The commands of the factory: plan, generate, pairs, show, report, status. ``python -m factory`` joins them with those
+of train."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def scores(rows: pa.Table) -> dict[str, Ints]:
     return out
 
 
-def sample(pairs: Place, found: Survey, room: int = MAX_SAMPLE) -> dict[Stratum, list[dict[str, Any]]]:
+def sample(pairs: Place, found: Survey, room: int) -> dict[Stratum, list[dict[str, Any]]]:
     """The rows of a sample of at most ``room`` pairs, each stratum in the order of its keys.
 
     The same pairs in every run: by id. Each combination of strategy, status and reason gets the same number of places,
@@ -153,7 +153,7 @@ def sample(pairs: Place, found: Survey, room: int = MAX_SAMPLE) -> dict[Stratum,
 
 def _read(file: Any, rows: Sequence[int]) -> list[tuple[int, dict[str, Any]]]:
     """Rows of a shard by their number, in rising order."""
-    out = []
+    out: list[tuple[int, dict[str, Any]]] = []
     start = 0
     for group in range(file.num_row_groups):
         end = start + file.metadata.row_group(group).num_rows

@@ -300,7 +300,10 @@
     get("filters").hidden = get("browser").hidden = false;
     get("filters").addEventListener("input", changed);
     get("filters").addEventListener("submit", (event) => event.preventDefault());
-    get("filters").addEventListener("reset", () => setTimeout(changed));
+    get("clear").addEventListener("click", () => {
+      get("filters").reset();
+      changed();
+    });
     get("previous").addEventListener("click", () => go(at - 1));
     get("next").addEventListener("click", () => go(at + 1));
     get("diff").addEventListener("change", show);
