@@ -1,4 +1,5 @@
-"""The commands of the factory: plan, generate, pairs, status. ``python -m factory`` joins them with those of train."""
+"""The commands of the factory: plan, generate, pairs, show, report, status. ``python -m factory`` joins them with those
+of train."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Literal
 
 import ray
 import typer
@@ -22,8 +23,10 @@ from factory.place import Place
 from factory.plan import Node, make_plan, misfits, require_fit
 from factory.probe import probe, sampled
 from factory.prompt import Staged, check_sources, stage
+from factory.report import write_report
 from factory.run import Run, damaged
 from factory.session import cluster_address, here, session
+from factory.show import Wanted, find, require_known, show_rows
 from factory.summary import show_pairs, show_plan, show_prediction, show_summary, variant_lines
 from factory.terminal import Terminal
 from factory.watch import Limits
@@ -60,6 +63,8 @@ def add_to(app: typer.Typer) -> None:
     app.command("plan")(plan_command)
     app.command("generate")(generate_command)
     app.command("pairs")(pairs_command)
+    app.command("show")(show_command)
+    app.command("report")(report_command)
     app.command("status")(status_command)
 
 
@@ -130,6 +135,44 @@ def pairs_command(run: RunPath, cpus: Cpus = None) -> None:
     with at_work(opened, terminal, cpus=cpus):
         pairs_step(opened, terminal)
     show_pairs(terminal, opened)
+
+
+def show_command(
+    run: RunPath,
+    strategy: Annotated[str | None, typer.Option(help="Only pairs of this strategy.")] = None,
+    status: Annotated[
+        Literal["kept", "rejected", "failed"] | None, typer.Option(help="Only pairs of this status.")
+    ] = None,
+    reason: Annotated[str | None, typer.Option(help="Only pairs rejected or failed for this reason.")] = None,
+    text: Annotated[str | None, typer.Option(help="Only pairs with this text in prompt or answers.")] = None,
+    id_: Annotated[str | None, typer.Option("--id", help="The pair of this id, or of ids that begin so.")] = None,
+    number: Annotated[int, typer.Option(min=1, help="So many pairs at most.")] = 5,
+    offset: Annotated[int, typer.Option(min=0, help="Pass over the first so many.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Draw at random; default: in the order of the files.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show pairs of a run: prompt, chosen and rejected answer, and why a pair was rejected."""
+    opened = Run.open(run)
+    pairs = opened.current("pairs", f"pairs {opened.path}")
+    wanted = Wanted(strategy, status, reason, id_, text)
+    require_known(opened, wanted)
+    terminal = Terminal()
+    with translated(opened):
+        rows = find(pairs, wanted, number, offset=offset, seed=seed)
+    if as_json:  # one line each; ASCII, so that no character of an answer reaches the terminal as it is
+        for row in rows:
+            terminal.say(json.dumps(row))
+        return
+    show_rows(terminal, rows, offset)
+    if not rows:
+        terminal.say("no pair matches")
+
+
+def report_command(run: RunPath) -> None:
+    """Write report.html into the run: its figures and a viewer of its pairs, in one file that needs no network."""
+    opened = Run.open(run)
+    with translated(opened):
+        report_step(opened, Terminal())
 
 
 def status_command(
@@ -249,6 +292,13 @@ def generate_step(run: Run, nodes: list[Node], terminal: Terminal, limits: Limit
 def pairs_step(run: Run, terminal: Terminal) -> None:
     """Make pairs, with progress."""
     make_pairs(run, terminal.progress)
+
+
+def report_step(run: Run, terminal: Terminal) -> None:
+    """Write the report, with progress."""
+    with terminal.progress("report", run.manifest.get("pairs", {}).get("shards"), "shards") as meter:
+        place = write_report(run, meter.update)
+    terminal.say(f"report: {place}")
 
 
 def _staged(staged: Staged, folder: Place) -> str:

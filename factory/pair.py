@@ -19,6 +19,7 @@ from factory.check import Checks, Side
 from factory.cookbook import Order
 from factory.errors import RunError
 from factory.generate import Progress
+from factory.length import Lengths, balance, joined, lengths_of
 from factory.place import Place
 from factory.run import Run
 from factory.score import Keep, agrees, judged, score, turned
@@ -128,12 +129,15 @@ def _turn(completion: dict[str, Any] | None) -> list[dict[str, str]]:
 
 
 @ray.remote(num_cpus=1)
-def _pair_shard(source: Place, target: Place, order: Order, metadata: dict[str, str]) -> tuple[Books, Written]:
+def _pair_shard(
+    source: Place, target: Place, order: Order, metadata: dict[str, str]
+) -> tuple[Books, Written, dict[str, Lengths]]:
     """Read one shard of generations and write one of pairs, in the same order, so that it is repeatable to the byte."""
     checks = Checks.of(order.preset)
     keep = order.recipe.scores.keep if order.recipe.scores else "all"
     writer = ShardWriter(PAIR, metadata)
     books: Books = {}
+    lengths: dict[str, Lengths] = {}
     with parquet(source) as file:
         for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
             rows = [
@@ -141,9 +145,11 @@ def _pair_shard(source: Place, target: Place, order: Order, metadata: dict[str, 
                 for row in batch.to_pylist()
                 for pair in pairs_of(row, order.strategies, checks, order.scores, keep)
             ]
-            writer.add(pa.Table.from_pylist(rows, PAIR))
+            table = pa.Table.from_pylist(rows, PAIR)
+            writer.add(table)
             _add(books, count(rows))
-    return books, writer.write(target)
+            _join(lengths, lengths_of(table))
+    return books, writer.write(target), lengths
 
 
 def count(rows: Sequence[dict[str, Any]]) -> Books:
@@ -174,13 +180,16 @@ def make_pairs(run: Run, progress: Progress) -> dict[str, Any]:
     with progress("pairs", len(sources), "shards") as meter:
         parts = gathered(start, sources, meter.update)
     books: Books = {}
-    for part, _ in parts:
+    lengths: dict[str, Lengths] = {}
+    for part, _, measured in parts:
         _add(books, part)
-    written = [shard for _, shard in parts]
+        _join(lengths, measured)
+    written = [shard for _, shard, _ in parts]
     _check_books(run, books)
     outcomes = {strategy: outcomes_of(books[strategy]) for strategy in run.order.recipe.strategies}
     seconds = round(time.monotonic() - started, 2)
-    run.switch("pairs", target, written, seconds=seconds, strategies=outcomes)
+    facts = _length_facts(run, target, lengths)
+    run.switch("pairs", target, written, seconds=seconds, strategies=outcomes, **facts)
     return dict(run.manifest["pairs"])
 
 
@@ -197,6 +206,29 @@ def outcomes_of(book: dict[str, int]) -> dict[str, Any]:
 def _add(books: Books, more: Books) -> None:
     for strategy, outcomes in more.items():
         books[strategy] = dict(Counter(books.get(strategy, {})) + Counter(outcomes))
+
+
+def _join(lengths: dict[str, Lengths], more: dict[str, Lengths]) -> None:
+    for strategy, measured in more.items():
+        lengths[strategy] = joined(lengths[strategy], measured) if strategy in lengths else measured
+
+
+def _length_facts(run: Run, pairs: Place, lengths: dict[str, Lengths]) -> dict[str, Any]:
+    """The lengths of the kept pairs for the manifest, and with ``balance_length`` what training takes of them."""
+    target = run.order.recipe.balance_length
+    names = [name for name in run.order.recipe.strategies if name in lengths]
+    facts: dict[str, Any] = {"lengths": {name: lengths[name].as_json() for name in names}}
+    if target is not None:
+        found = balance(pairs, target, split="train")
+        facts["balance"] = {
+            "target": target,
+            "strategies": {
+                name: {"before": found.before[name].as_json(), "after": found.after[name].as_json()}
+                for name in names
+                if name in found.before
+            },
+        }
+    return facts
 
 
 def _check_books(run: Run, books: Books) -> None:

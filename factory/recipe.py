@@ -292,7 +292,9 @@ class Evaluate(Section):
 class Recipe(Section):
     """A run."""
 
-    OPERATIONAL = frozenset({"run", "schedule", "train", "evaluate", "rows_per_task", "max_failure_rate"})
+    OPERATIONAL = frozenset(
+        {"run", "schedule", "train", "evaluate", "rows_per_task", "max_failure_rate", "balance_length"}
+    )
 
     run: str = Field(min_length=1)
     """The run directory: prompts, generations, pairs and model are written below it."""
@@ -316,5 +318,8 @@ class Recipe(Section):
     """The share of completions that may fail, looked at after the first hundred; above it the run stops early and says
     why they failed."""
     scores: Scores | None = None
+    balance_length: PositiveFloat | None = None
+    """Train on as many pairs of each strategy as leave the token lengths of both sides apart by at most this Cohen's d
+    (0.2 is called small), matched at every size of the difference. Default: all pairs, whatever their lengths."""
     train: Train | None = None
     evaluate: Evaluate = Evaluate()

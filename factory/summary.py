@@ -83,16 +83,44 @@ def show_pairs(terminal: Terminal, run: Run) -> None:
     pairs = run.manifest.get("pairs")
     if not pairs:
         return
-    table = Table("strategy", "kept", "share", "rejected", "failed", "reasons")
+    lengths = pairs.get("lengths", {})
+    table = Table("strategy", "kept", "share", "rejected", "failed", "length d", "longer is chosen", "reasons")
     totals = [0, 0, 0]
     for strategy, outcomes in pairs["strategies"].items():
         counts = [outcomes["kept"], sum(outcomes["rejected"].values()), sum(outcomes["failed"].values())]
         totals = [a + b for a, b in zip(totals, counts, strict=True)]
         reasons = ", ".join(f"{n} {reason}" for part in ("rejected", "failed") for reason, n in outcomes[part].items())
-        table.add_row(strategy, *_counts(counts), reasons)
+        table.add_row(strategy, *_counts(counts), *_lengths(lengths.get(strategy)), reasons)
     table.add_section()
-    table.add_row("all", *_counts(totals), f"{run.manifest['prompts']['ready']} prompts; the books balance")
+    table.add_row("all", *_counts(totals), "", "", f"{run.manifest['prompts']['ready']} prompts; the books balance")
     terminal.console.print(table)
+    if "balance" in pairs:
+        _show_balance(terminal, pairs["balance"])
+
+
+def _lengths(measured: dict[str, Any] | None) -> list[str]:
+    if measured is None:
+        return ["", ""]
+    return [_d(measured), f"{measured['longer_is_chosen']:.0%}"]
+
+
+def _d(measured: dict[str, Any]) -> str:
+    return "-" if measured["d"] is None else f"{measured['d']:+.2f}"
+
+
+def _show_balance(terminal: Terminal, balance: dict[str, Any]) -> None:
+    """What ``balance_length`` leaves for training, before and after, and what it could not reach."""
+    target = balance["target"]
+    terminal.say(
+        f"balance_length {target:g}: kept pairs of the training split, before and after, by Cohen's d of length"
+    )
+    for strategy, sides in balance["strategies"].items():
+        before, after = sides["before"], sides["after"]
+        missed = after["d"] is None or abs(after["d"]) > target
+        note = "  (no larger set comes closer)" if missed else ""
+        terminal.say(
+            f"  {strategy:<16} {before['pairs']:,} pairs, d {_d(before)}  ->  {after['pairs']:,}, d {_d(after)}{note}"
+        )
 
 
 def _counts(counts: list[int]) -> list[str]:

@@ -352,6 +352,7 @@ CHANGED: dict[type[Section], dict[str, Any]] = {
         "schedule": "phased",
         "rows_per_task": 3,
         "max_failure_rate": 0.3,
+        "balance_length": 0.3,
         # Sections as a whole; their fields come one by one below.
         "prompts": {"source": "other.jsonl"},
         "sampling": {"max_tokens": 3},

@@ -18,19 +18,28 @@ from factory.pair import pair_id
 from factory.place import Place
 from factory.recipe import StrategySettings, Train
 from factory.shard import PAIR, write_shard
-from train.evaluate import accuracy, summarise, wilson
+from factory.statistic import wilson
+from train.evaluate import accuracy, summarise
 from train.logprob import sum_logprobs
 from train.pairs import is_drawn, select, shares
 from train.worker import last_checkpoint
 
 
-def run_with(folder: Path, rows: list[dict[str, Any]], weights: dict[str, float], **train: Any) -> Any:
+def run_with(
+    folder: Path,
+    rows: list[dict[str, Any]],
+    weights: dict[str, float],
+    *,
+    balance_length: float | None = None,
+    **train: Any,
+) -> Any:
     """As much of a run as choosing pairs needs."""
     empty = dict.fromkeys(PAIR.names)
     write_shard(pa.Table.from_pylist([{**empty, **row} for row in rows], PAIR), Place.of(folder) / "00000.parquet", {})
     recipe = SimpleNamespace(
         strategies={name: StrategySettings(weight=weight) for name, weight in weights.items()},
         train=Train(variant="small", **train),
+        balance_length=balance_length,
     )
     return SimpleNamespace(
         path=Place.of(folder),
@@ -138,3 +147,19 @@ def test_last_checkpoint_is_the_newest_complete_one(tmp_path: Path) -> None:
         if complete:
             (folder / "trainer_state.json").write_text("{}")
     assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+
+
+def test_select_with_balance_takes_as_many_longer_as_shorter(tmp_path: Path) -> None:
+    # 30 pairs whose chosen side is 50 tokens longer, 10 the other way round: matched, 10 of each are left.
+    lengths = [(60, 10)] * 30 + [(10, 60)] * 10
+    rows = [{**pair(i), "chosen_tokens": c, "rejected_tokens": r} for i, (c, r) in enumerate(lengths)]
+    run = run_with(tmp_path / "run", rows, {"prefix": 1.0}, balance_length=0.05)
+    assert select(run, tmp_path / "pairs.arrow", 1).num_pairs == pytest.approx(20, abs=2)
+    every = run_with(tmp_path / "run", rows, {"prefix": 1.0})
+    assert select(every, tmp_path / "pairs.arrow", 1).num_pairs == 40
+
+
+def test_select_of_pairs_that_cannot_be_balanced_names_the_key(tmp_path: Path) -> None:
+    rows = [{**pair(i), "chosen_tokens": 60 + i, "rejected_tokens": 10} for i in range(5)]
+    with pytest.raises(InputError, match=r"balance_length = 0\.2 leaves none"):
+        select(run_with(tmp_path, rows, {"prefix": 1.0}, balance_length=0.2), tmp_path / "w" / "pairs.arrow", 1)

@@ -16,6 +16,7 @@ from factory.command import (
     limits_of,
     ordered,
     pairs_step,
+    report_step,
     started,
 )
 from factory.errors import InputError
@@ -74,6 +75,7 @@ def run_command(
         else:
             train_step(run, terminal)
             evaluate_step(run, terminal)
+        report_step(run, terminal)
     show_pairs(terminal, run)
     show_evaluation(terminal, run)
     show_places(terminal, run)

@@ -74,7 +74,7 @@ def fingerprint(run: Run) -> str:
     settings = recipe.train.model_dump(exclude={"save_steps", "max_failures", "gradient_checkpointing"})
     base = recipe.variants[recipe.train.variant]
     pairs = run.manifest.get("pairs", {}).get("checksum")
-    content = [settings, base.model, base.revision, recipe.seed, shares(run), pairs]
+    content = [settings, base.model, base.revision, recipe.seed, shares(run), recipe.balance_length, pairs]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import statistics
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from factory.errors import InputError
 from factory.generate import Progress
 from factory.model import resolve
 from factory.run import Run
+from factory.statistic import wilson
 from train.pairs import kept
 
 BATCH_SIZE = 8
@@ -111,14 +111,6 @@ def accuracy(margins: Sequence[float]) -> dict[str, float]:
     good = sum(margin > 0 for margin in margins)
     low, high = wilson(good, len(margins))
     return {"value": good / len(margins), "low": low, "high": high}
-
-
-def wilson(good: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval for a share of ``good`` out of ``n``; 95 % with the default ``z``."""
-    share = good / n
-    centre = share + z * z / (2 * n)
-    spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, (centre - spread) / (1 + z * z / n)), min(1.0, (centre + spread) / (1 + z * z / n))
 
 
 def _heldout(run: Run) -> list[dict[str, Any]]:

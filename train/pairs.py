@@ -1,4 +1,5 @@
-"""Which pairs are trained on: the kept ones of the training split, in the share that the strategies' weights say."""
+"""Which pairs are trained on: the kept ones of the training split, in the share that the strategies' weights say, and
+with `balance_length` only as many as leave both sides equally long."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from factory.errors import InputError
+from factory.length import balance
 from factory.run import Run
 from factory.shard import MESSAGES, parquet, shards
 
@@ -62,7 +64,15 @@ def select(run: Run, target: Path, multiple: int) -> Selection:
     settings = run.order.recipe.train
     assert settings is not None
     share = shares(run)
-    drawn = [row["pair_id"] for row in kept(run, "train") if is_drawn(row["pair_id"], share.get(row["strategy"], 0.0))]
+    target_d = run.order.recipe.balance_length
+    pairs = run.current("pairs", f"pairs {run.path}")
+    # Decided by other digits of the id than the shares, so that neither choice disturbs the other.
+    balanced = None if target_d is None else balance(pairs, target_d, split="train")
+    drawn = [
+        row["pair_id"]
+        for row in kept(run, "train")
+        if is_drawn(row["pair_id"], share.get(row["strategy"], 0.0)) and (balanced is None or balanced.holds(row))
+    ]
     chosen = set(sorted(drawn, key=lambda pair_id: pair_id[-8:])[: settings.max_pairs])
     by_strategy: Counter[str] = Counter()
     last: dict[str, Any] | None = None
@@ -82,8 +92,9 @@ def select(run: Run, target: Path, multiple: int) -> Selection:
     if not num_pairs:
         outcomes = run.manifest["pairs"]["strategies"]
         all_kept = sum(outcome["kept"] for outcome in outcomes.values())
+        unbalanced = "" if target_d is None else f", or balance_length = {target_d:g} leaves none"
         raise InputError(
             f"{run.path}: no pairs to train on: {all_kept} were kept in all splits, and none of them is in the "
-            "training split of a strategy with a weight above 0; see: popalign status"
+            f"training split of a strategy with a weight above 0{unbalanced}; see: popalign status"
         )
     return Selection(target, num_pairs, num_fillers, dict(by_strategy))

@@ -52,6 +52,9 @@ def show_places(terminal: Terminal, run: Run) -> None:
         if manifest.get(name):
             folder = run.current("pairs", "pairs") if name == "pairs" else run.path / name
             terminal.say(f"{name:<12} {folder}  ({what})")
+    terminal.say(
+        f"report       {run.path}/report.html  (open it in a browser: figures, and all or a sample of the pairs)"
+    )
     terminal.say(f"all figures  {run.path}/manifest.json")
 
 
