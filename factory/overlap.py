@@ -36,7 +36,7 @@ class Overlap:
 
 
 class Evaluations:
-    """An index of the n-grams of evaluation prompts. Memory: some 300 bytes a word of theirs."""
+    """An index of the n-grams of evaluation prompts. Memory: some 150 bytes a word of theirs."""
 
     def __init__(self, prompts: Iterable[tuple[str, str]], ngram: int, share: float) -> None:
         """``prompts`` are (where it stands, text); ``ngram`` is in words; ``share`` is the least that counts."""

@@ -7,6 +7,7 @@ stays, whatever the number of slices, groups and nodes. Nothing but the shards' 
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import math
@@ -18,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 import xxhash
+from ray.data.dataset import Dataset, MaterializedDataset
 
 from factory.overlap import words
 from factory.place import Place
@@ -27,10 +29,18 @@ from factory.sketch import PERMUTATIONS, bands, near, num_bands, shingles, signa
 from factory.source import slices
 
 REASON = "near_duplicate"
-# A slice's rows of bands, at some 200 B and 16 bands a prompt: 50 MB.
 PROMPTS_PER_TASK = 2**14
-# Rows of bands that one task compares: 200 MB, of which it makes copies.
-ROWS_PER_BUCKET = 2**20
+PROMPTS_AT_ONCE = 2**12
+# Rows of bands are some 200 B. A partition, which a task holds, has four buckets on average: 200 MB, of which it makes
+# copies.
+ROWS_PER_BUCKET = 2**18
+BUCKETS_PER_PARTITION = 4
+# The driver keeps an object of Ray for each pair of a task and a partition. A round has 1,024 partitions at most and,
+# beside one for each shard, as many tasks; above 67 million prompts the bands take several rounds.
+ROWS_PER_ROUND = 2**30
+TASKS_PER_ROUND = 2**10
+# Of what was found, which is little: some bytes for each near-duplicate.
+MOST_PARTITIONS = 2**6
 # A prompt's position is its shard's number and its row in there.
 ROW_BITS = 40
 
@@ -61,7 +71,6 @@ class Sieve:
     folder: Place
     names: tuple[str, ...]  # of the shards, in the order of the sources
     threshold: float
-    buckets: int
     metadata: dict[str, str]
 
 
@@ -73,17 +82,12 @@ def sieve(
     ``threshold``: of the Jaccard similarity of the prompts' word shingles. Returns how many left, and the shards that
     are there then. Needs a Ray session with a free CPU.
     """
-    num_rows = sum(shard.num_rows for shard in written)
-    buckets = math.ceil(num_rows * num_bands(threshold) / ROWS_PER_BUCKET)
-    job = Sieve(folder, tuple(shard.name for shard in written), threshold, buckets, metadata)
-    parts = list(_parts(job))
+    job = Sieve(folder, tuple(shard.name for shard in written), threshold, metadata)
     quiet_data()
+    rounds = list(_rounds(job, sum(shard.num_rows for shard in written)))
     found = (
-        ray.data.from_items(parts, override_num_blocks=len(parts))
-        .map_batches(_bands, batch_size=1, batch_format="pyarrow", fn_args=[job])
-        .groupby("bucket", num_partitions=buckets)
-        .map_groups(_near, batch_format="pyarrow", fn_args=[job])
-        .groupby("shard", num_partitions=len(written))
+        functools.reduce(Dataset.union, rounds)
+        .groupby("shard", num_partitions=min(MOST_PARTITIONS, len(written)))
         .map_groups(_rest, batch_format="pyarrow", fn_args=[job])
     )
     renewed: dict[str, tuple[int, Written]] = {}
@@ -100,38 +104,62 @@ def sieve(
     return sum(dropped for dropped, _ in renewed.values()), [shard for shard in left if shard.num_rows]
 
 
-def _parts(job: Sieve) -> Iterator[dict[str, Any]]:
+def _rounds(job: Sieve, num_rows: int) -> Iterator[MaterializedDataset]:
+    """The near-duplicates by some of the bands after another, computed."""
+    count = num_bands(job.threshold)
+    at_once = min(count, max(1, ROWS_PER_ROUND // num_rows))
+    parts = list(_parts(job, max(PROMPTS_PER_TASK, num_rows // TASKS_PER_ROUND)))
+    for first in range(0, count, at_once):
+        buckets = math.ceil(num_rows * at_once / ROWS_PER_BUCKET)
+        which = [job, slice(first, first + at_once), buckets]
+        yield (
+            ray.data.from_items(parts, override_num_blocks=len(parts))
+            .map_batches(_bands, batch_size=1, batch_format="pyarrow", fn_args=which)
+            .groupby("bucket", num_partitions=math.ceil(buckets / BUCKETS_PER_PARTITION))
+            .map_groups(_near, batch_format="pyarrow", fn_args=[job])
+            .materialize()
+        )
+
+
+def _parts(job: Sieve, num_rows: int) -> Iterator[dict[str, Any]]:
     """Slices of the shards: the shard's number, the row groups, and the position of the first row."""
     for number, name in enumerate(job.names):
         position = number << ROW_BITS
-        for part in slices([job.folder / name], PROMPTS_PER_TASK):
+        for part in slices([job.folder / name], num_rows):
             yield {"shard": number, "first": part.row_groups[0], "last": part.row_groups[-1], "position": position}
             position += part.num_rows
 
 
-def _bands(batch: pa.Table, job: Sieve) -> pa.Table:
-    """The rows of bands of one slice."""
+def _bands(batch: pa.Table, job: Sieve, which: slice, buckets: int) -> Iterator[pa.Table]:
+    """The rows of some bands of one slice."""
     (part,) = batch.to_pylist()
+    groups = [*range(part["first"], part["last"] + 1)]
+    position = part["position"]
     with parquet(job.folder / job.names[part["shard"]]) as file:
-        table = file.read_row_groups([*range(part["first"], part["last"] + 1)], columns=["prompt", "source"])
-    texts, contexts = [], np.empty(table.num_rows, dtype=np.uint64)
-    for i, prompt in enumerate(table.column("prompt").to_pylist()):
+        for rows in file.iter_batches(PROMPTS_AT_ONCE, row_groups=groups, columns=["prompt", "source"]):
+            yield _band_rows(rows, position, num_bands(job.threshold), which, buckets)
+            position += rows.num_rows
+
+
+def _band_rows(prompts: pa.RecordBatch, position: int, count: int, which: slice, buckets: int) -> pa.Table:
+    texts, contexts = [], np.empty(prompts.num_rows, dtype=np.uint64)
+    for i, prompt in enumerate(prompts.column("prompt").to_pylist()):
         texts.append(shingles(words(prompt[-1]["content"]) or [prompt[-1]["content"].strip()]))
         contexts[i] = _context(prompt[:-1])
     signed = signatures(texts)
-    count = num_bands(job.threshold)
-    hashes = bands(signed, contexts, count).reshape(-1)
-    sketches = np.repeat(signed.astype(np.uint8), count, axis=0)
-    rows = np.repeat(np.arange(table.num_rows), count)
+    hashes = bands(signed, contexts, count)[:, which]
+    rows = np.repeat(np.arange(prompts.num_rows), hashes.shape[1])
+    hashes = hashes.reshape(-1)
+    sketches = signed.astype(np.uint8)[rows]
     return pa.table(
         {
-            "bucket": (hashes % np.uint64(job.buckets)).astype(np.int64),
+            "bucket": (hashes % np.uint64(buckets)).astype(np.int64),
             "band": hashes,
-            "position": part["position"] + rows,
+            "position": position + rows,
             "sketch": pa.FixedSizeBinaryArray.from_buffers(
                 pa.binary(PERMUTATIONS), len(sketches), [None, pa.py_buffer(sketches)]
             ),
-            "source": table.column("source").combine_chunks().take(pa.array(rows)),
+            "source": prompts.column("source").take(pa.array(rows)),
         },
         schema=BAND,
     )

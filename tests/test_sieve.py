@@ -119,7 +119,7 @@ def edited(text: str, generator: random.Random) -> str:
     return " ".join(spoken)
 
 
-def test_sieve_result_does_not_depend_on_shards_slices_and_buckets(
+def test_sieve_result_does_not_depend_on_shards_slices_buckets_and_rounds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generator = random.Random(5)
@@ -132,7 +132,8 @@ def test_sieve_result_does_not_depend_on_shards_slices_and_buckets(
     monkeypatch.setattr(factory.prompt, "PROMPTS_AT_ONCE", 64)
     monkeypatch.setattr(factory.prompt, "TARGET_BYTES", 1)
     monkeypatch.setattr(factory.sieve, "PROMPTS_PER_TASK", 10)
-    monkeypatch.setattr(factory.sieve, "ROWS_PER_BUCKET", 700)
+    monkeypatch.setattr(factory.sieve, "ROWS_PER_BUCKET", 100)
+    monkeypatch.setattr(factory.sieve, "ROWS_PER_ROUND", 300 * 8)  # 16 bands in two rounds
     many, written = staged(tmp_path / "many", prompts)
     assert len(written) == 5
     assert many == one
