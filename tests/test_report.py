@@ -183,6 +183,12 @@ def test_report_sampled_pair_is_the_pair_of_the_parquet(run: Run, page: str) -> 
         assert pair["rejected"] == list(row["rejected"]) and pair["prompt"] == list(row["prompt"])
 
 
+def test_report_of_100_000_pairs_stays_below_5_mb(tmp_path: Path) -> None:
+    found = written(run_of(tmp_path / "run", made_up(16_667), per_shard=50_000))
+    assert len(found.encode()) < 5_000_000
+    assert len(block(found, "data")) == 1500 and block(found, "figures")["run"]["pairs"] == 100_002
+
+
 def test_report_of_long_texts_stays_below_its_size(tmp_path: Path) -> None:
     rows = made_up(400, ["refine", "prefix"])
     for row in rows:

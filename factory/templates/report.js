@@ -298,7 +298,8 @@
     for (const [value, [label, score]] of scores)
       if (value === "length" || pairs.some((pair) => score(pair) !== undefined)) get("f-score").append(element("option", { value }, label));
     get("filters").hidden = get("browser").hidden = false;
-    get("filters").addEventListener("input", changed);
+    // Typing tells by "input"; of a choice some assistive tools and drivers tell by "change" alone.
+    for (const told of ["input", "change"]) get("filters").addEventListener(told, changed);
     get("filters").addEventListener("submit", (event) => event.preventDefault());
     get("clear").addEventListener("click", () => {
       get("filters").reset();
