@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from paired import made_up, run_of, turn
-from running import popalign
+from running import popalign, scripted
 
 from factory import plot, report
 from factory.report import fitting, percent, reach, script_json, write_report
@@ -251,6 +251,19 @@ def test_histogram_bars_hold_all_pairs() -> None:
     )
     # reach 20: a bar is one token, the tallest 84 high; -900 is in the first bar.
     assert bars == [("rejected", "0.50", "21.00"), ("level", "160.50", "84.00"), ("chosen", "168.50", "42.00")]
+
+
+def test_run_ends_with_the_report_of_its_pairs(tmp_path: Path) -> None:
+    recipe = scripted(tmp_path, 12, extra=["[[empty]] nothing", "[[truncated]] long"], balance_length=0.2)
+    done = popalign("run", str(recipe), "--cpus", "2")
+    assert done.returncode == 0, done.stderr
+    run = Run.open(tmp_path / "run")
+    figures = block((run.path / "report.html").read().decode(), "figures")
+    assert figures["run"]["pairs"] == len(frame(run)) == 14 * 6
+    assert [row["all"] for row in figures["lengths"]] == [*run.manifest["pairs"]["lengths"].values()]
+    assert "longer is" in done.stdout and "balance_length 0.2" in done.stdout and "report.html" in done.stdout
+    for row in figures["lengths"]:
+        assert row["training"] == run.manifest["pairs"]["balance"]["strategies"][row["strategy"]]
 
 
 def test_report_command_writes_the_file_and_refuses_a_run_without_pairs(tmp_path: Path) -> None:

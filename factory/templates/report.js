@@ -245,6 +245,7 @@
     get("list").setAttribute("start", start + 1);
     get("list").replaceChildren(...shown.slice(start, start + PAGE).map((item, i) => entry(item, start + i)));
     get("pair").replaceChildren(...(pair ? article(pair) : [element("p", { class: "none" }, "No pair matches these filters.")]));
+    get("clear").classList.toggle("some", Object.entries(fields).some(([key, id]) => key !== "score" && get(id).value));
     const current = get("list").querySelector("[aria-current]");
     if (current) get("list").scrollTop = Math.max(0, current.offsetTop - get("list").clientHeight / 2);
   }
