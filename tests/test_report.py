@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from paired import made_up, run_of, turn
-from running import popalign
+from running import popalign, scripted
 
 from factory import plot, report
 from factory.report import fitting, percent, reach, script_json, write_report
@@ -183,6 +183,12 @@ def test_report_sampled_pair_is_the_pair_of_the_parquet(run: Run, page: str) -> 
         assert pair["rejected"] == list(row["rejected"]) and pair["prompt"] == list(row["prompt"])
 
 
+def test_report_of_100_000_pairs_stays_below_5_mb(tmp_path: Path) -> None:
+    found = written(run_of(tmp_path / "run", made_up(16_667), per_shard=50_000))
+    assert len(found.encode()) < 5_000_000
+    assert len(block(found, "data")) == 1500 and block(found, "figures")["run"]["pairs"] == 100_002
+
+
 def test_report_of_long_texts_stays_below_its_size(tmp_path: Path) -> None:
     rows = made_up(400, ["refine", "prefix"])
     for row in rows:
@@ -245,6 +251,19 @@ def test_histogram_bars_hold_all_pairs() -> None:
     )
     # reach 20: a bar is one token, the tallest 84 high; -900 is in the first bar.
     assert bars == [("rejected", "0.50", "21.00"), ("level", "160.50", "84.00"), ("chosen", "168.50", "42.00")]
+
+
+def test_run_ends_with_the_report_of_its_pairs(tmp_path: Path) -> None:
+    recipe = scripted(tmp_path, 12, extra=["[[empty]] nothing", "[[truncated]] long"], balance_length=0.2)
+    done = popalign("run", str(recipe), "--cpus", "2")
+    assert done.returncode == 0, done.stderr
+    run = Run.open(tmp_path / "run")
+    figures = block((run.path / "report.html").read().decode(), "figures")
+    assert figures["run"]["pairs"] == len(frame(run)) == 14 * 6
+    assert [row["all"] for row in figures["lengths"]] == [*run.manifest["pairs"]["lengths"].values()]
+    assert "longer is" in done.stdout and "balance_length 0.2" in done.stdout and "report.html" in done.stdout
+    for row in figures["lengths"]:
+        assert row["training"] == run.manifest["pairs"]["balance"]["strategies"][row["strategy"]]
 
 
 def test_report_command_writes_the_file_and_refuses_a_run_without_pairs(tmp_path: Path) -> None:

@@ -245,6 +245,7 @@
     get("list").setAttribute("start", start + 1);
     get("list").replaceChildren(...shown.slice(start, start + PAGE).map((item, i) => entry(item, start + i)));
     get("pair").replaceChildren(...(pair ? article(pair) : [element("p", { class: "none" }, "No pair matches these filters.")]));
+    get("clear").classList.toggle("some", Object.entries(fields).some(([key, id]) => key !== "score" && get(id).value));
     const current = get("list").querySelector("[aria-current]");
     if (current) get("list").scrollTop = Math.max(0, current.offsetTop - get("list").clientHeight / 2);
   }
@@ -298,7 +299,8 @@
     for (const [value, [label, score]] of scores)
       if (value === "length" || pairs.some((pair) => score(pair) !== undefined)) get("f-score").append(element("option", { value }, label));
     get("filters").hidden = get("browser").hidden = false;
-    get("filters").addEventListener("input", changed);
+    // Typing tells by "input"; of a choice some assistive tools and drivers tell by "change" alone.
+    for (const told of ["input", "change"]) get("filters").addEventListener(told, changed);
     get("filters").addEventListener("submit", (event) => event.preventDefault());
     get("clear").addEventListener("click", () => {
       get("filters").reset();
