@@ -96,6 +96,5 @@ def _parts(phrase: str) -> list[str]:
 
 def _sentences(preset: Preset) -> tuple[str, ...]:
     """The sentences of the instructions, of four words at least: a weak model repeats "Use exactly this form" alone."""
-    templates = (preset.elicitive_chosen, preset.elicitive_rejected, preset.refine)
-    sentences = [normal(text).rstrip(":") for template in templates for text in template.instruction.split(". ")]
+    sentences = [normal(text).rstrip(":") for template in preset.templates for text in template.instruction.split(". ")]
     return tuple(dict.fromkeys(text for text in sentences if len(text.split()) >= 4))

@@ -39,10 +39,14 @@ class Order:
         # The strategies as they were built: a default that is written out is no difference, and an order that changes
         # which sample a strategy draws is one.
         strategies: dict[str, Any] = {}
+        words = asdict(self.preset)
+        common = {key: text for key, text in words.items() if key not in Preset.SECTIONS}
         for strategy in self.strategies:
             own = {f.name: getattr(strategy, f.name) for f in fields(strategy) if f.name != "preset"}
+            # Wording that only this strategy uses stands with it, so that it can be added to a run that is there.
+            own |= {section: words[section] for section in strategy.wording}
             strategies.setdefault(strategy.name, own | {"samples": self.recipe.strategies[strategy.name].samples})
-        return _flat({**_data(self.recipe), "preset": asdict(self.preset), "strategies": strategies})
+        return _flat({**_data(self.recipe), "preset": common, "strategies": strategies})
 
     @property
     def fingerprint(self) -> str:
@@ -112,7 +116,8 @@ def check(data: dict[str, Any], name: str) -> Order:
         _check_scores(recipe)
     except InputError as error:
         raise InputError(f"recipe {name}: {error}") from None
-    return Order(recipe, preset, strategies, _scores(recipe, preset))
+    used = {section for strategy in strategies for section in strategy.wording}
+    return Order(recipe, preset.only(used), strategies, _scores(recipe, preset))
 
 
 def _scores(recipe: Recipe, preset: Preset) -> Scores | None:
@@ -138,6 +143,12 @@ def _strategy(recipe: Recipe, preset: Preset, name: str, sample: int) -> Strateg
     for option in options:
         if option not in allowed:
             raise InputError(f"strategies.{name}: unknown key '{option}'{nearest(option, allowed | {'weight'})}")
+    for section in known[name].wording:
+        if not getattr(preset, section):
+            raise InputError(
+                f"strategies.{name}: preset {recipe.preset} has no key `{section}`; add it as in "
+                "strategies/presets/*.yaml"
+            )
     # Without sharing every strategy draws its own sample: content that is equal otherwise gets ids of its own.
     given = {"preset": preset, "sample": sample, **options}
     given = {key: value for key, value in given.items() if key in allowed | {"preset", "sample"}}
@@ -161,6 +172,7 @@ def _check_references(recipe: Recipe, strategies: Sequence[Strategy]) -> None:
         if recipe.strategies[strategy.name].samples > 1 and recipe.sampling.temperature == 0:
             raise InputError(f"strategies.{strategy.name}.samples: at temperature 0 all samples are the same")
     if recipe.train is not None:
+        _check_student(recipe, strategies)
         if recipe.train.variant not in recipe.variants:
             raise InputError(
                 f"train.variant: unknown variant '{recipe.train.variant}'"
@@ -179,6 +191,19 @@ def _check_references(recipe: Recipe, strategies: Sequence[Strategy]) -> None:
             )
     if sum(settings.weight for settings in recipe.strategies.values()) == 0:
         raise InputError("strategies: all weights are 0, so there is nothing to train on; give one a weight above 0")
+
+
+def _check_student(recipe: Recipe, strategies: Sequence[Strategy]) -> None:
+    """The trained model makes no side of a contrast whose models must all be smaller than it."""
+    assert recipe.train is not None
+    student = recipe.variants.get(recipe.train.variant)
+    for strategy in strategies:
+        for variant in strategy.variants if strategy.below_student else ():
+            if student is not None and recipe.variants[variant].model == student.model != "scripted":
+                raise InputError(
+                    f"strategies.{strategy.name}: '{variant}' is the model that is trained (train.variant), and both "
+                    f"models of {strategy.name} must be smaller than it; train a larger one, or use nparam"
+                )
 
 
 def _check_scores(recipe: Recipe) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
+from factory.change import rewritten
 from factory.check import Checks, Side
 from factory.cookbook import Order
 from factory.errors import RunError
@@ -38,6 +39,8 @@ REPLY_MISSING = "reply_missing"
 TIE = "tie"
 NO_VERDICT = "no_verdict"
 DISAGREES = "disagrees"
+# Of an edit that went beyond its strategy's `max_change`.
+REWRITTEN = "rewritten"
 
 Books = dict[str, dict[str, int]]  # strategy -> {"kept": n, "rejected:leak": n, "failed:generation_error": n, ...}
 
@@ -77,6 +80,8 @@ def pairs_of(
         status = "failed" if reason else "kept"
         if chosen is not None and rejected is not None and reason is None:
             reason = checks.reason(_side(chosen), _side(rejected), asked)
+            if reason is None and rewritten(chosen["answer"], rejected["answer"], strategy.max_change):
+                reason = REWRITTEN
             if reason is None and contrast.verdicts and verdict in (None, "tie"):
                 reason = TIE if verdict else NO_VERDICT
             if reason is None and agrees(scored, keep) is False:

@@ -49,6 +49,7 @@ def _parse(name: str, data: dict[str, Any]) -> Preset:
             "elicitive_rejected": data["elicitive"]["rejected"],
             "refine": data["refine"],
             "criterion": data.get("criterion", "better"),
+            **{section: data[section] for section in Preset.SECTIONS if data.get(section)},
         }
     )
     if len(preset.demonstrations) != 3:

@@ -1,10 +1,15 @@
-"""All strategies by name: the six of PopAlign, and those of other packages under ``popalign.strategies``."""
+"""All strategies by name: the six of PopAlign, its baselines and neighbours, and plug-ins.
+
+A plug-in is an entry point of another package in the group ``popalign.strategies``.
+"""
 
 from __future__ import annotations
 
 from importlib.metadata import entry_points
 
+from strategies.context_distill import ContextDistill
 from strategies.contrast import Strategy
+from strategies.delta import Delta
 from strategies.demon import Demon
 from strategies.elicitive import Elicitive
 from strategies.label import Label
@@ -12,7 +17,12 @@ from strategies.leaderboard import Leaderboard
 from strategies.nparam import NParam
 from strategies.prefix import Prefix
 from strategies.refine import Refine
+from strategies.revise import Revise
 from strategies.rlaif import Rlaif
+from strategies.rlcd import Rlcd
+from strategies.system import System
+from strategies.temperature import Temperature
+from strategies.worsen import Worsen
 
 # The paper's own.
 SIX = ("prefix", "demon", "elicitive", "nparam", "leaderboard", "refine")
@@ -25,6 +35,13 @@ BUILT_IN: dict[str, type[Strategy]] = {
     "refine": Refine,
     "rlaif": Rlaif,
     "label": Label,
+    "rlcd": Rlcd,
+    "system": System,
+    "context-distill": ContextDistill,
+    "temperature": Temperature,
+    "delta": Delta,
+    "revise": Revise,
+    "worsen": Worsen,
 }
 
 GROUP = "popalign.strategies"

@@ -161,6 +161,10 @@ class Strategy(ABC):
 
     name: ClassVar[str]
     level: ClassVar[Level]
+    # Sections of the preset that it needs and that a user's own file may lack.
+    wording: ClassVar[tuple[str, ...]] = ()
+    # Whether all its models must be others than the one that is trained.
+    below_student: ClassVar[bool] = False
 
     @abstractmethod
     def contrast(self, prompt: tuple[Message, ...]) -> Contrast:
@@ -171,9 +175,28 @@ class Strategy(ABC):
     def variants(self) -> tuple[str, ...]:
         """The variants it generates with, the chosen side's first."""
 
+    @property
+    def max_change(self) -> float | None:
+        """The largest share of words that may differ between the two sides, where one is an edit of the other."""
+        return None
+
 
 def last_turn(prompt: tuple[Message, ...], before: str, after: str) -> tuple[Message, ...]:
     """The prompt with text put around its last user turn."""
     *earlier, last = prompt
     assert last.role == "user" and isinstance(last.content, str), "a prompt ends with a user turn"
     return (*earlier, Message("user", before + last.content + after))
+
+
+def with_system(prompt: tuple[Message, ...], text: str) -> tuple[Message, ...]:
+    """The prompt under a system message; most chat templates take one only, so the text joins the prompt's own."""
+    first, *rest = prompt
+    if first.role != "system":
+        return (Message("system", text), *prompt)
+    return (Message("system", f"{first.content}\n\n{text}"), *rest)
+
+
+def drawn(prompt: tuple[Message, ...], number: int, purpose: str = "") -> int:
+    """One of ``number``, the same for a prompt in every run; for each ``purpose`` another draw."""
+    key = "\n".join([*([purpose] if purpose else []), *(str(message.content) for message in prompt)])
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % number

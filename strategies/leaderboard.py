@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import ClassVar
 
-from strategies.contrast import Contrast, Generation, Level, Message, Strategy
+from strategies.contrast import Contrast, Generation, Level, Message, Strategy, drawn
 from strategies.preset import Preset
 
 
@@ -39,10 +38,8 @@ class Leaderboard(Strategy):
 
     def contrast(self, prompt: tuple[Message, ...]) -> Contrast:
         top, *lower = self.ladder
-        key = "\n".join(str(message.content) for message in prompt)
-        drawn = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % len(lower)
         return Contrast(
             self.name,
             Generation(top, prompt, sample=self.sample),
-            Generation(lower[drawn], prompt, sample=self.sample),
+            Generation(lower[drawn(prompt, len(lower))], prompt, sample=self.sample),
         )

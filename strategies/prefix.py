@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from strategies.contrast import Contrast, Generation, Level, Message, Strategy
+from strategies.contrast import Contrast, Generation, Level, Message, Strategy, with_system
 from strategies.preset import Preset
 
 Affix = Literal["prefill", "system"]
@@ -44,13 +44,5 @@ class Prefix(Strategy):
 def affixed(variant: str, prompt: tuple[Message, ...], text: str, affix: Affix, sample: int) -> Generation:
     """The bare prompt with an affix as the opening of the answer, or as a system message where that is asked for."""
     if affix == "system":
-        return Generation(variant, _with_system(prompt, text), sample=sample)
+        return Generation(variant, with_system(prompt, text), sample=sample)
     return Generation(variant, prompt, prefill=text, sample=sample)
-
-
-def _with_system(prompt: tuple[Message, ...], text: str) -> tuple[Message, ...]:
-    first, *rest = prompt
-    if first.role != "system":
-        return (Message("system", text), *prompt)
-    # Most chat templates take one system message only: the affix joins the prompt's own.
-    return (Message("system", f"{first.content}\n\n{text}"), *rest)

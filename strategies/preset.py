@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Collection
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, Literal
 
 Format = Literal["free", "forced"]
 
@@ -39,7 +40,12 @@ class Template:
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """All wording of one preset (PopAlign, appendix A, in our own words)."""
+    """All wording of one preset (PopAlign, appendix A, in our own words).
+
+    The sections below ``criterion`` are for the neighbours of the six strategies; a user's own file may lack them.
+    """
+
+    SECTIONS: ClassVar[tuple[str, ...]] = ("rlcd", "system", "context", "revise", "worsen")
 
     name: str
     affix: Sides
@@ -50,20 +56,37 @@ class Preset:
     refine: Template
     criterion: str = "better"
     """What a judge is asked about: which answer is ... for the person who asked."""
+    rlcd: tuple[Sides, ...] = ()
+    """Pairs of affixes, alike in form."""
+    system: tuple[Sides, ...] = ()
+    """Pairs of system messages, alike in form."""
+    context: str = ""
+    """A system message that describes a good assistant."""
+    revise: Template | None = None
+    worsen: Template | None = None
+
+    def only(self, sections: Collection[str]) -> Preset:
+        """The preset without the optional sections that are not among these: what steers nothing cannot leak."""
+        blank = {f.name: f.default for f in fields(self) if f.name in self.SECTIONS and f.name not in sections}
+        return replace(self, **blank)  # type: ignore[arg-type]  # the defaults of these very fields
+
+    @property
+    def templates(self) -> tuple[Template, ...]:
+        """Every instruction that asks for a thought and a response."""
+        templates = (self.elicitive_chosen, self.elicitive_rejected, self.refine, self.revise, self.worsen)
+        return tuple(template for template in templates if template is not None)
 
     @property
     def phrases(self) -> tuple[str, ...]:
         """Every fixed text that steers a generation and must never be found in a stored answer."""
-        templates = (self.elicitive_chosen, self.elicitive_rejected, self.refine)
         return (
-            self.affix.chosen,
-            self.affix.rejected,
+            *(text for pair in (self.affix, *self.rlcd, *self.system) for text in (pair.chosen, pair.rejected)),
+            *([self.context] if self.context else []),
             *(text for d in self.demonstrations for text in (d.question, d.good, d.bad)),
-            *(template.instruction for template in templates),
+            *(template.instruction for template in self.templates),
         )
 
     @property
     def placeholders(self) -> tuple[str, ...]:
         """The texts between angle brackets, which a weak model copies instead of filling them in."""
-        templates = (self.elicitive_chosen, self.elicitive_rejected, self.refine)
-        return tuple(text for template in templates for text in (template.thought, template.response))
+        return tuple(text for template in self.templates for text in (template.thought, template.response))

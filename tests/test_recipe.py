@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,12 @@ from factory.recipe import Evaluate, Prompts, Recipe, Sampling, Scores, Section,
 from factory.wording import load_preset
 from strategies.catalogue import BUILT_IN, SIX
 from strategies.contrast import Message
+from strategies.preset import Preset
 
 ASK = (Message("user", "Name a river."),)
+
+# All others but the judged one and the labelled one, which the embedded model has no use for.
+NEIGHBOURS = {*BUILT_IN} - {*SIX, "rlaif", "label"} | {"refine"}
 
 RECIPE: dict[str, Any] = {
     "run": "runs/x",
@@ -71,7 +75,7 @@ def mistake(name: str, *overrides: str) -> str:
 @pytest.mark.parametrize("name", built_in())
 def test_recipe_built_in_parses(name: str) -> None:
     found = order(name)
-    assert {s.name for s in found.strategies} == set(SIX)
+    assert {s.name for s in found.strategies} == (NEIGHBOURS if name == "neighbours" else set(SIX))
     assert found.recipe.preset in {"alignment", "leaderboard"}
     assert found.recipe.train is not None and found.recipe.train.variant in found.recipe.variants
 
@@ -481,9 +485,29 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "elicitive": {"variant": "small", "format": "forced", "thought_tokens": 3},
     "nparam": {"chosen": "second", "rejected": "second", "affix": "system"},
     "leaderboard": {"ladder": ["second", "strong"]},
-    "refine": {"variant": "small", "format": "forced", "thought_tokens": 3},
+    "refine": {"variant": "small", "format": "forced", "thought_tokens": 3, "rounds": 2, "max_change": 0.3},
+    "rlcd": {"variant": "small", "affix": "system"},
+    "system": {"variant": "small"},
+    "context-distill": {"variant": "small"},
+    "temperature": {"variant": "small", "low": 0, "high": 2},
+    "delta": {"chosen": "third", "rejected": "third"},
+    "revise": {"student": "third", "teacher": "third", "format": "forced", "thought_tokens": 3, "max_change": 0.3},
+    "worsen": {"variant": "small", "editor": "small", "format": "forced", "thought_tokens": 3, "max_change": 0.3},
     "rlaif": {"variant": "small", "judge": "second"},
     "label": {},
+}
+
+
+# What the others are changed from.
+ADDED: dict[str, dict[str, Any]] = {
+    "rlcd": {"variant": "strong"},
+    "system": {"variant": "strong"},
+    "context-distill": {"variant": "strong"},
+    "temperature": {"variant": "strong"},
+    "delta": {"chosen": "strong", "rejected": "second"},
+    "revise": {"student": "second", "teacher": "strong"},
+    "worsen": {"variant": "strong"},
+    "rlaif": {"variant": "strong", "judge": "strong"},
 }
 
 
@@ -494,7 +518,7 @@ def test_fingerprint_tests_know_every_option_of_every_strategy() -> None:
 
 @pytest.mark.parametrize(("strategy", "option"), [(name, option) for name, of in OPTIONS.items() for option in of])
 def test_fingerprint_changes_with_every_option_of_a_strategy(strategy: str, option: str) -> None:
-    before = {} if strategy in SIX else {"strategies.rlaif": {"variant": "strong", "judge": "strong"}}
+    before = {} if strategy in SIX else {f"strategies.{strategy}": ADDED[strategy], "variants.third": {"model": "d"}}
     other = cookbook.check(
         changed({**deepcopy(before), f"strategies.{strategy}.{option}": OPTIONS[strategy][option]}), "r"
     )
@@ -575,6 +599,81 @@ def test_preset_file_mistake_names_file_and_key(old: str, new: str, message: str
     path = written(tmp_path, text.replace(old, new, 1), "own.yaml")
     found = mistake("leaderboard", f"preset={path}")
     assert path in found and message in found
+
+
+@pytest.mark.parametrize("section", Preset.SECTIONS)
+def test_preset_file_without_a_neighbours_section_serves_the_six(section: str, tmp_path: Path) -> None:
+    data = {key: value for key, value in yaml.safe_load(preset_text()).items() if key != section}
+    path = written(tmp_path, data, "leaderboard.yaml")
+    assert made(preset=path).strategies == tuple(
+        replace(strategy, preset=load_preset(path)) for strategy in made().strategies
+    )
+    (name,) = [name for name, strategy in BUILT_IN.items() if section in strategy.wording]
+    found = mistake("neighbours", f"preset={path}")
+    assert f"strategies.{name}: preset {path} has no key `{section}`; add it" in found
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "message"),
+    [
+        ("rlcd", [{"chosen": "(a)"}], "rlcd.0.rejected"),
+        ("rlcd", "(a)", "rlcd"),
+        ("system", [{"chosen": "a", "rejected": 5}], "system.0.rejected"),
+        ("context", ["a"], "context"),
+        ("revise", {"instruction": "a", "thought": "b"}, "revise.response"),
+        ("worsen", "a", "worsen"),
+    ],
+)
+def test_preset_file_mistake_in_a_neighbours_section_is_named(
+    section: str, value: Any, message: str, tmp_path: Path
+) -> None:
+    data = {**yaml.safe_load(preset_text()), section: value}
+    assert f"own.yaml: {message}" in mistake("leaderboard", f"preset={written(tmp_path, data, 'own.yaml')}")
+
+
+def test_preset_wording_of_a_neighbour_is_no_part_of_a_run_without_it(tmp_path: Path) -> None:
+    path = written(tmp_path, preset_text(), "leaderboard.yaml")
+    before = made(preset=path)
+    with_it = made(preset=path, strategies__rlcd={"variant": "strong"})
+    added = {key for key in with_it.data() if key not in before.data()}
+    assert added and all(key.startswith("strategies.rlcd.") for key in added), "a run that is there can be extended"
+    written(tmp_path, preset_text().replace("(best response)", "(finest response)"), "leaderboard.yaml")
+    assert made(preset=path).fingerprint == before.fingerprint
+    assert made(preset=path, strategies__rlcd={"variant": "strong"}).fingerprint != with_it.fingerprint
+    assert before.preset.rlcd == () and len(with_it.preset.rlcd) == 12  # what steers nothing is not looked for
+
+
+def test_recipe_delta_that_trains_one_of_its_models_is_refused() -> None:
+    given = {"strategies__delta": {"chosen": "second", "rejected": "small"}}
+    assert made(**given, train__variant="strong").strategies[-1].name == "delta"
+    with pytest.raises(InputError, match=r"strategies\.delta: 'small' is the model that is trained"):
+        made(**given, train__variant="small")
+    # Another variant of the same checkpoint is the same model.
+    with pytest.raises(InputError, match=r"strategies\.delta: 'second' is the model that is trained"):
+        made(**given, train__variant="strong", variants__strong={"model": "b"})
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("temperature={variant: student, low: 0, high: 0}", "low is 0.0 and high is 0.0"),
+        ("temperature={variant: student, low: 1, high: 0.5}", "low is 1.0 and high is 0.5"),
+        ("temperature={variant: student, low: -1}", "low is -1.0"),
+        ("refine.rounds=0", "rounds is 0; it must be between 1 and 4"),
+        ("refine.rounds=5", "rounds is 5"),
+        ("refine.max_change=0", "max_change is 0.0"),
+        ("worsen.max_change=1", "max_change is 1.0"),
+        ("revise.thought_tokens=0", "thought_tokens is 0"),
+        ("revise.teacher=small", "student and teacher are both 'small'"),
+        ("worsen.editor=smal", "unknown variant 'smal'; did you mean 'small'?"),
+        ("delta.rejected=second", "chosen and rejected are both 'second'"),
+        ("context-distill.varient=small", "strategies.context-distill: unknown key 'varient'; did you mean 'variant'?"),
+        ("context-destill={variant: small}", "did you mean 'context-distill'?"),
+    ],
+)
+def test_recipe_neighbours_mistake_is_named(override: str, said: str) -> None:
+    text = mistake("neighbours", f"strategies.{override}")
+    assert text.startswith("recipe neighbours: strategies") and said in text
 
 
 def test_preset_file_needs_three_demonstrations(tmp_path: Path) -> None:
