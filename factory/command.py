@@ -1,5 +1,5 @@
-"""The commands of the factory: plan, generate, pairs, show, report, status. ``python -m factory`` joins them with those
-of train."""
+"""The commands of the factory: plan, generate, pairs, show, report, status, export, card. ``python -m factory`` joins
+them with those of train."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from typing import Annotated, Literal
 import ray
 import typer
 
+from factory.card import card
 from factory.cookbook import Order, built_in, check, order
 from factory.errors import InputError, PopalignError, RunError, log, root_cause
+from factory.export import export, push
+from factory.format import FORMATS
 from factory.generate import generate, progress_of
 from factory.model import check_models, token_counter
 from factory.pair import make_pairs
@@ -66,6 +69,8 @@ def add_to(app: typer.Typer) -> None:
     app.command("show")(show_command)
     app.command("report")(report_command)
     app.command("status")(status_command)
+    app.command("export")(export_command)
+    app.command("card")(card_command)
 
 
 def plan_command(
@@ -193,6 +198,37 @@ def status_command(
         raise RunError(f"{len(bad)} of the stored files are damaged: {'; '.join(bad[:5])}; restore them from a copy")
     if verify and not as_json:
         terminal.say("checksums    all stored files are as they were written")
+
+
+def export_command(
+    run: RunPath,
+    to: Annotated[str, typer.Option(help=f"The format: {', '.join(FORMATS)}.")],
+    out: Annotated[str | None, typer.Option(help="A folder to write to; default: RUN/exports/FORMAT.")] = None,
+    split: Annotated[str, typer.Option(help="train, heldout, or all, a file for each.")] = "all",
+    push_: Annotated[
+        str | None, typer.Option("--push", metavar="NAME", help="Upload it to the Hugging Face hub, private.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push: everybody may read it.")] = False,
+) -> None:
+    """Write the kept pairs in the format of another trainer, with a data set card."""
+    if public and push_ is None:
+        raise InputError("--public: nothing is uploaded without --push NAME")
+    opened = Run.open(run)
+    terminal = Terminal()
+    with opened.locked():
+        place = None if out is None else Place.of(out)
+        found = export(opened, to, out=place, split=split, describe=lambda made: card(opened, made))
+    rows = ", ".join(f"{file.rows:,} rows in {file.name}" for file in found.files)
+    terminal.say(f"export: {found.pairs:,} kept pairs as {to}: {rows}, in {found.folder}")
+    if push_ is not None:
+        terminal.say(f"pushed: {push(found, push_, public=public)}")
+
+
+def card_command(run: RunPath) -> None:
+    """Write RUN/card.md: the data set card, in the Hugging Face form."""
+    opened = Run.open(run)
+    (opened.path / "card.md").write(card(opened).encode())
+    Terminal().say(f"card: {opened.path}/card.md; read what it says of licences before you publish anything")
 
 
 def ordered(recipe: str, overrides: list[str], decontaminate: list[str]) -> Order:
