@@ -84,7 +84,7 @@ def show_pairs(terminal: Terminal, run: Run) -> None:
     if not pairs:
         return
     lengths = pairs.get("lengths", {})
-    table = Table("strategy", "kept", "share", "rejected", "failed", "length d", "longer is chosen", "reasons")
+    table = Table("strategy", "kept", "share", "rejected", "failed", "length d", "longer chosen", "reasons")
     totals = [0, 0, 0]
     for strategy, outcomes in pairs["strategies"].items():
         counts = [outcomes["kept"], sum(outcomes["rejected"].values()), sum(outcomes["failed"].values())]
