@@ -99,23 +99,19 @@ def show_pairs(terminal: Terminal, run: Run) -> None:
 
 def _show_lengths(terminal: Terminal, pairs: dict[str, Any]) -> None:
     """Lengths of the kept pairs, and what ``balance_length`` leaves of those of the training split."""
-    balance = pairs.get("balance")
-    heads = ("training pairs", "d", "balanced", "d") if balance else ()
+    balanced: dict[str, Any] = pairs["balance"]["strategies"] if "balance" in pairs else {}
+    heads = ("training pairs", "d", "balanced", "d") if balanced else ()
     table = Table("kept pairs", "length d", "longer is chosen", *heads)
     for strategy, measured in pairs["lengths"].items():
-        sides = balance["strategies"].get(strategy) if balance else None
-        parts = (
-            [text for side in ("before", "after") for text in (f"{sides[side]['pairs']:,}", _d(sides[side]))]
-            if sides
-            else []
-        )
+        sides = balanced.get(strategy, {}).values()
+        parts = [text for side in sides for text in (f"{side['pairs']:,}", _d(side))]
         table.add_row(strategy, _d(measured), f"{measured['longer_is_chosen']:.0%}", *parts)
     terminal.console.print(table)
     terminal.say("length d: Cohen's d of tokens, above 0 where chosen answers are longer; 0.2 is small, 0.8 large")
-    for strategy, sides in balance["strategies"].items() if balance else ():
-        after = sides["after"]["d"]
-        if after is None or abs(after) > balance["target"]:
-            terminal.say(f"balance_length: {strategy}: no set of its pairs comes to {balance['target']:g}")
+    for strategy, found in balanced.items():
+        after, target = found["after"]["d"], pairs["balance"]["target"]
+        if after is None or abs(after) > target:
+            terminal.say(f"balance_length: {strategy}: no set of its pairs comes to {target:g}")
 
 
 def _d(measured: dict[str, Any]) -> str:
