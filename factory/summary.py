@@ -83,44 +83,39 @@ def show_pairs(terminal: Terminal, run: Run) -> None:
     pairs = run.manifest.get("pairs")
     if not pairs:
         return
-    lengths = pairs.get("lengths", {})
-    table = Table("strategy", "kept", "share", "rejected", "failed", "length d", "longer is chosen", "reasons")
+    table = Table("strategy", "kept", "share", "rejected", "failed", "reasons")
     totals = [0, 0, 0]
     for strategy, outcomes in pairs["strategies"].items():
         counts = [outcomes["kept"], sum(outcomes["rejected"].values()), sum(outcomes["failed"].values())]
         totals = [a + b for a, b in zip(totals, counts, strict=True)]
         reasons = ", ".join(f"{n} {reason}" for part in ("rejected", "failed") for reason, n in outcomes[part].items())
-        table.add_row(strategy, *_counts(counts), *_lengths(lengths.get(strategy)), reasons)
+        table.add_row(strategy, *_counts(counts), reasons)
     table.add_section()
-    table.add_row("all", *_counts(totals), "", "", f"{run.manifest['prompts']['ready']} prompts; the books balance")
+    table.add_row("all", *_counts(totals), f"{run.manifest['prompts']['ready']} prompts; the books balance")
     terminal.console.print(table)
-    if "balance" in pairs:
-        _show_balance(terminal, pairs["balance"])
+    if "lengths" in pairs:  # a run of an older version has none
+        _show_lengths(terminal, pairs)
 
 
-def _lengths(measured: dict[str, Any] | None) -> list[str]:
-    if measured is None:
-        return ["", ""]
-    return [_d(measured), f"{measured['longer_is_chosen']:.0%}"]
+def _show_lengths(terminal: Terminal, pairs: dict[str, Any]) -> None:
+    """Lengths of the kept pairs, and what ``balance_length`` leaves of those of the training split."""
+    balanced: dict[str, Any] = pairs["balance"]["strategies"] if "balance" in pairs else {}
+    heads = ("training pairs", "d", "balanced", "d") if balanced else ()
+    table = Table("kept pairs", "length d", "longer is chosen", *heads)
+    for strategy, measured in pairs["lengths"].items():
+        sides = balanced.get(strategy, {}).values()
+        parts = [text for side in sides for text in (f"{side['pairs']:,}", _d(side))]
+        table.add_row(strategy, _d(measured), f"{measured['longer_is_chosen']:.0%}", *parts)
+    terminal.console.print(table)
+    terminal.say("length d: Cohen's d of tokens, above 0 where chosen answers are longer; 0.2 is small, 0.8 large")
+    for strategy, found in balanced.items():
+        after, target = found["after"]["d"], pairs["balance"]["target"]
+        if after is None or abs(after) > target:
+            terminal.say(f"balance_length: {strategy}: no set of its pairs comes to {target:g}")
 
 
 def _d(measured: dict[str, Any]) -> str:
     return "-" if measured["d"] is None else f"{measured['d']:+.2f}"
-
-
-def _show_balance(terminal: Terminal, balance: dict[str, Any]) -> None:
-    """What ``balance_length`` leaves for training, before and after, and what it could not reach."""
-    target = balance["target"]
-    terminal.say(
-        f"balance_length {target:g}: kept pairs of the training split, before and after, by Cohen's d of length"
-    )
-    for strategy, sides in balance["strategies"].items():
-        before, after = sides["before"], sides["after"]
-        missed = after["d"] is None or abs(after["d"]) > target
-        note = "  (no larger set comes closer)" if missed else ""
-        terminal.say(
-            f"  {strategy:<16} {before['pairs']:,} pairs, d {_d(before)}  ->  {after['pairs']:,}, d {_d(after)}{note}"
-        )
 
 
 def _counts(counts: list[int]) -> list[str]:

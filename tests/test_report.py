@@ -261,7 +261,7 @@ def test_run_ends_with_the_report_of_its_pairs(tmp_path: Path) -> None:
     figures = block((run.path / "report.html").read().decode(), "figures")
     assert figures["run"]["pairs"] == len(frame(run)) == 14 * 6
     assert [row["all"] for row in figures["lengths"]] == [*run.manifest["pairs"]["lengths"].values()]
-    assert "longer is" in done.stdout and "balance_length 0.2" in done.stdout and "report.html" in done.stdout
+    assert "length d" in done.stdout and "balanced" in done.stdout and "report.html" in done.stdout
     for row in figures["lengths"]:
         assert row["training"] == run.manifest["pairs"]["balance"]["strategies"][row["strategy"]]
 
