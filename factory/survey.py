@@ -64,7 +64,7 @@ class Candidates:
 def survey(pairs: Place, progress: Callable[[int], None] = lambda done: None) -> Survey:
     """Read a set of pairs without its texts; ``progress`` hears how many shards are done.
 
-    Time: 3 s for a million pairs on one core. Memory: some 10 MB a strategy.
+    Time: 0.4 s of one core for 100,000 pairs. Memory: the sums of each strategy (2 MB) and the candidates.
     """
     found = Survey()
     for number, place in enumerate(shards(pairs)):

@@ -80,8 +80,8 @@ def scores(draw: random.Random) -> dict[str, Any]:
     }
 
 
-def run_of(folder: Path, rows: list[dict[str, Any]], *, per_shard: int = 400, schema: pa.Schema = SCHEMA) -> Run:
-    """A run directory with these pairs, in shards of that many with several row groups each."""
+def run_of(folder: Path | str, rows: list[dict[str, Any]], *, per_shard: int = 400, schema: pa.Schema = SCHEMA) -> Run:
+    """A run with these pairs on a disk or in an object store, in shards of that many with several row groups each."""
     strategies = list(dict.fromkeys(row["strategy"] for row in rows))
     recipe = {
         "run": str(folder),

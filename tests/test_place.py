@@ -16,12 +16,15 @@ from typing import Any
 import pytest
 import yaml
 from moto.server import ThreadedMotoServer
+from paired import made_up, run_of
 from running import begin, generations, identities, popalign, scripted, until
 
 from factory.errors import InputError
 from factory.place import Place
+from factory.report import write_report
 from factory.run import Run
 from factory.shard import shards
+from factory.show import Wanted, find
 
 
 @pytest.fixture(scope="module")
@@ -165,3 +168,11 @@ def tiny_model(like: Path, folder: Path) -> Path:
             shutil.copy(file, folder)
     assert json.loads((folder / "config.json").read_text())["num_hidden_layers"] == 1
     return folder
+
+
+def test_report_and_show_of_a_run_in_an_object_store(bucket: str) -> None:
+    rows = made_up(20)
+    run = run_of(f"{bucket}/run", rows)
+    place = write_report(run)
+    assert place == run.path / "report.html" and rows[7]["pair_id"] in place.read().decode()
+    assert find(run.current("pairs", ""), Wanted(id=rows[7]["pair_id"]), 5) == [rows[7]]

@@ -143,6 +143,16 @@ def test_report_without_scores_says_that_nothing_was_measured(tmp_path: Path) ->
     }
 
 
+def test_report_of_a_strategy_without_a_kept_pair_says_so(tmp_path: Path) -> None:
+    rows = made_up(20, ["refine", "prefix"])
+    for row in rows[::2]:
+        row.update(status="rejected", reason="leak")
+    found = written(run_of(tmp_path / "run", rows))
+    assert found.count("No kept pair of known length.") == 1
+    (refine, _) = block(found, "figures")["lengths"]
+    assert refine["strategy"] == "refine" and refine["all"] is None
+
+
 def test_report_of_books_that_do_not_add_up_says_so(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", made_up(20))
     entry = run.manifest["pairs"]
