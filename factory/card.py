@@ -189,8 +189,9 @@ def _load(run: Run) -> str:
 
 
 def _load_export(export: Exported) -> str:
-    lines = "\n".join(f'{file.split} = data["{file.split}"]  # {file.rows:,} rows' for file in export.files)
+    names = ", ".join(f'"{file.split}": "{file.name}"' for file in export.files)
     return (
-        "from datasets import load_dataset\n\n"
-        f'data = load_dataset(".")  # in this folder, or the name under which it was pushed\n{lines}'
+        "from datasets import load_dataset  # in this folder; once pushed, load_dataset(NAME) does it\n\n"
+        f'data = load_dataset("json", data_files={{{names}}})\n'
+        + "\n".join(f'{file.split} = data["{file.split}"]  # {file.rows:,} rows' for file in export.files)
     )

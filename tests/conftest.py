@@ -5,11 +5,33 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
+from running import TURNS, popalign, scripted
 
 from factory.embedded import SCHEME, materialise
+from factory.run import Run
 
 
 @pytest.fixture(scope="session")
 def embedded_model() -> Path:
     """The default model, in the user's own cache: its conversion is paid once per machine, not once per test run."""
     return materialise(f"{SCHEME}smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run with kept, rejected and failed pairs in both splits, of a model whose README states a licence."""
+    folder = tmp_path_factory.mktemp("mixed")
+    (folder / "model").mkdir()
+    (folder / "model" / "README.md").write_text("---\nlicense: other\nlicense_name: made-up\n---\n# A model\n")
+    variants = {name: {"engine": "scripted"} for name in ("strong", "small", "second")}
+    variants["small"] = {"engine": "scripted", "model": str(folder / "model"), "revision": "v1"}
+    faults = ["This one is [[truncated]].", "And this one [[error]]."]
+    recipe = scripted(folder, 21, extra=[TURNS, *faults], variants=variants)
+    content = yaml.safe_load(recipe.read_text())
+    content["prompts"]["heldout"] = 0.3
+    recipe.write_text(yaml.safe_dump(content))
+    for command in (["generate", str(recipe)], ["pairs", str(folder / "run")]):
+        done = popalign(*command)
+        assert done.returncode == 0, done.stderr
+    return Run.open(folder / "run")

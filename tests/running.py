@@ -26,6 +26,13 @@ SIX: dict[str, Any] = {
     "leaderboard": {"ladder": ["strong", "second"]},
     "refine": {"variant": "strong"},
 }
+# A conversation with a system turn, other scripts, and a character that ends a line for some readers.
+TURNS = [
+    {"role": "system", "content": "Be brief.\u2028Be kind."},
+    {"role": "user", "content": "Guten Tag, 你好"},
+    {"role": "assistant", "content": "Hello."},
+    {"role": "user", "content": "And now?"},
+]
 
 
 def popalign(*arguments: str, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -73,7 +80,7 @@ def until(reached: Callable[[], bool], process: subprocess.Popen[str] | None = N
         time.sleep(0.1)
 
 
-def scripted(folder: Path, num_prompts: int, *, extra: list[str] | None = None, **keys: Any) -> Path:
+def scripted(folder: Path, num_prompts: int, *, extra: list[Any] | None = None, **keys: Any) -> Path:
     """A recipe for the scripted engine over made-up prompts, and the file of these prompts."""
     prompts = [f"Tell me about subject {i}." for i in range(num_prompts)] + (extra or [])
     source = folder / "prompts.jsonl"

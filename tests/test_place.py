@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -20,6 +21,7 @@ from paired import made_up, run_of
 from running import begin, generations, identities, popalign, scripted, until
 
 from factory.errors import InputError
+from factory.export import export
 from factory.place import Place
 from factory.report import write_report
 from factory.run import Run
@@ -131,6 +133,19 @@ def test_run_in_an_object_store_resumes_verifies_and_shows_damage(
     done = popalign("status", run, "--verify", **server)
     assert done.returncode == 1
     assert f"{shard} differs from its checksum" in done.stderr
+
+
+def test_export_is_whole_in_a_folder_or_an_object_store_and_is_replaced(root: Place, mixed: Run) -> None:
+    out = root / "exports" / "pairs"
+    for to in ("llama-factory", "trl"):
+        found = export(mixed, to, out=out, describe=lambda made: made.format)
+        assert (out / "README.md").read() == to.encode()
+        for file in found.files:
+            assert hashlib.sha256((out / file.name).read()).hexdigest() == file.sha256
+    assert list(out.files()) == ["README.md", "export.yaml", "heldout.jsonl", "train.jsonl"]
+    (out / "export.yaml").remove()
+    with pytest.raises(InputError, match="no export of ours"):
+        export(mixed, "trl", out=out, describe=lambda made: made.format)
 
 
 @pytest.mark.engine
