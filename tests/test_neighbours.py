@@ -1,4 +1,4 @@
-"""The neighbours of the six strategies: exact messages of both sides, what is drawn, ids, wording, and the edit gate."""
+"""The neighbours of the six: exact messages of both sides, what is drawn, ids, wording, and the edit gate."""
 
 from __future__ import annotations
 
@@ -362,7 +362,7 @@ def test_generate_and_pairs_of_all_neighbours_balance(tmp_path: Path) -> None:
         done = popalign(*command, "--cpus", "4")
         assert done.returncode == 0, done.stderr
     outcomes = json.loads((run / "manifest.json").read_text())["pairs"]["strategies"]
-    assert list(outcomes) == list(OPTIONS)
+    assert outcomes.keys() == OPTIONS.keys()
     for name, found in outcomes.items():
         assert found["kept"] + sum(found["rejected"].values()) + sum(found["failed"].values()) == 23, name
     # Scripted texts are drawn at random: an edit shares next to no word with what it was made from.
