@@ -237,13 +237,7 @@ def rewarding(tmp_path_factory: pytest.TempPathFactory, embedded_model: Path) ->
     sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     tokenizer = AutoTokenizer.from_pretrained(embedded_model)
     sizes |= {"num_labels": 1, "max_position_embeddings": 2048, "pad_token_id": tokenizer.eos_token_id}
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        num_labels=1,
-        max_position_embeddings=2048,
-        pad_token_id=tokenizer.eos_token_id,
-        **sizes,
-    )
+    config = LlamaConfig(vocab_size=len(tokenizer), **sizes)
     LlamaForSequenceClassification(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
