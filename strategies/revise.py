@@ -17,7 +17,7 @@ class Revise(Strategy):
     Assumes that the teacher sees what is wrong and changes nothing else: then the pair differs where it should. Meant
     against refine's padding and chance-level label. ``max_change`` is the largest share of words that may differ; a
     pair beyond it is rejected as ``rewritten``. Known failures: the teacher writes its own answer, or speaks of the
-    revision; a model of 135 million parameters cannot revise at all (``docs/method.md``).
+    revision. Not to be expected of a model of 135 million parameters, which seldom keeps even the form.
     """
 
     name: ClassVar[str] = "revise"
