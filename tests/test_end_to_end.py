@@ -107,10 +107,10 @@ def test_run_makes_an_aligned_model_from_prompts(tmp_path: Path, embedded_model:
     run = tmp_path / "run"
     small = {
         "run": run,
-        "prompts.limit": 14,
+        "prompts.limit": 10,
         "prompts.heldout": 0.3,
         "sampling.max_tokens": 64,
-        "train.max_pairs": 7,
+        "train.max_pairs": 5,
         "train.batch_size": 4,
         "evaluate.samples": 1,
         "evaluate.sample_tokens": 8,
@@ -118,9 +118,9 @@ def test_run_makes_an_aligned_model_from_prompts(tmp_path: Path, embedded_model:
     done = popalign("run", "demo", *(part for k, v in small.items() for part in ("--set", f"{k}={v}")), timeout=580)
     assert done.returncode == 0, done.stderr + done.stdout[-2000:]
     manifest = json.loads((run / "manifest.json").read_text())
-    assert manifest["model"]["pairs"] == 7
+    assert manifest["model"]["pairs"] == 5
     rows = [row for path in shards(Run.open(run).current("pairs", "pairs")) for row in pq.read_table(path).to_pylist()]
-    assert len(rows) == 14 * 6
+    assert len(rows) == 10 * 6
     words = order("demo").preset
     for row in rows:
         assert (row["reason"] is None) == (row["status"] == "kept")

@@ -162,19 +162,34 @@ def test_run_scores_samples_and_rlaif_end_to_end(tmp_path: Path) -> None:
     requests = sum(by["requests"] for by in effort[-1]["by_variant"].values())
     assert requests == 40 * (4 * 8 + 2 - 1)
 
-    kept = popalign(
-        "generate",
-        str(
-            scripted(
-                tmp_path, 40, strategies=strategies, scores={"judge": "second", "reward": "small", "keep": "margin"}
-            )
-        ),
-    )
-    assert kept.returncode == 0, kept.stderr
-    assert popalign("pairs", str(tmp_path / "run")).returncode == 0
-    for row in pairs(tmp_path / "run"):
-        if row["margin"] is not None:
-            assert (row["reason"] == "disagrees") == (row["margin"] <= 0)
+
+def test_pairs_keep_rejects_what_a_score_does_not_confirm() -> None:
+    content = {
+        "run": "x",
+        "prompts": {"source": "p.jsonl"},
+        "variants": {"strong": {"engine": "scripted"}},
+        "strategies": {"prefix": {"variant": "strong"}},
+        "scores": {"judge": "strong"},
+    }
+    order = cookbook.check(content, "r")
+    assert order.scores is not None
+    contrast = order.strategies[0].contrast(ASK)
+    evidence = order.scores.evidence(ASK, contrast)
+    blank = {"finish": "stop", "error": None, "tokens": 3, "seed": 1, "value": None}
+    texts = {contrast.chosen.id: "First.", contrast.rejected.id: "Second."}
+    made = [{"generation_id": i, "text": t, "answer": t, **blank} for i, t in texts.items()]
+    # (-9 - -3) - (-2 - -1): the label is doubted by the margin, and the judge confirms it.
+    values = dict(zip([g.id for g in evidence.margin], [-9.0, -3.0, -2.0, -1.0], strict=True))
+    made += [{"generation_id": i, "text": "", "answer": None, **blank, "value": v} for i, v in values.items()]
+    said = dict(zip([g.id for g in evidence.judge], ["Verdict: A", "Verdict: B"], strict=True))
+    made += [{"generation_id": i, "text": t, "answer": t, **blank} for i, t in said.items()]
+    turns = [{"role": "user", "content": "Name a river."}]
+    row = {"prompt_id": "p", "prompt": turns, "split": "train", "completions": made}
+    found = {}
+    for keep in ("all", "margin", "judge", "reward"):
+        (pair,) = pairs_of(row, order.strategies, Checks.of(order.preset), order.scores, keep)
+        found[keep] = pair["reason"]
+    assert found == {"all": None, "margin": "disagrees", "judge": None, "reward": None}
 
 
 def test_pairs_rejected_verdict_exchanges_the_sides(tmp_path: Path) -> None:
