@@ -136,7 +136,7 @@ def test_run_makes_an_aligned_model_from_prompts(tmp_path: Path, embedded_model:
     assert model.num_parameters() > 100_000_000
     assert AutoTokenizer.from_pretrained(run / "model").chat_template
     loads = [json.loads(line) for line in (run / "logs" / "train.jsonl").read_text().splitlines()]
-    assert max(row["step"] for row in loads) == 2  # 7 pairs and one filler in batches of 4
+    assert max(row["step"] for row in loads) == 2  # 5 pairs and fillers in batches of 4
 
 
 def greedy(folder: str) -> list[dict[str, str]]:
