@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
-
 from rapidfuzz.distance import Levenshtein
 
-# Scripts that are written without spaces count by the character.
-WORD = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]|\w+")
+from factory.text import WORD
 
 
 def change(before: str, after: str) -> float:

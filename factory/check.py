@@ -2,67 +2,82 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from factory.language import differs
+from factory.leak import Leaks
+from factory.recipe import CheckSettings
+from factory.refusal import misplaced
+from factory.repetition import repeats
+from factory.similarity import copies, near_identical
+from factory.text import normal, read
 from strategies.preset import Preset
-from strategies.reading import MARKER
 
-SPACE = re.compile(r"\s+")
-# A short affix such as "(bad response)" is matched as it stands; of long texts a run of this many words is enough.
-LEAK_WORDS = 8
 # A placeholder of this many words does not come up by chance.
 ECHO_WORDS = 5
 
 
-def normal(text: str) -> str:
-    """Text for comparison: compatibility form, lower case, single spaces, no punctuation at the ends."""
-    folded = SPACE.sub(" ", unicodedata.normalize("NFKC", text).casefold())
-    return folded.strip(" .!?\"'*`")
-
-
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One answer of a pair as it was made."""
+    """One answer of a pair as it was made, and the thought that came before it, where one was asked for."""
 
     answer: str | None
     finish: str | None
+    thought: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Checks:
     """The checks of method.md for one preset; ``reason`` is the first that fails, in the order in which they stand."""
 
-    phrases: tuple[str, ...]
+    settings: CheckSettings
+    leaks: Leaks
     placeholders: tuple[str, ...]
 
     @classmethod
-    def of(cls, preset: Preset) -> Checks:
+    def of(cls, preset: Preset, settings: CheckSettings | None = None) -> Checks:
+        settings = settings or CheckSettings()
         return cls(
-            phrases=tuple(part for phrase in preset.phrases for part in _parts(phrase)) + _sentences(preset),
+            settings=settings,
+            leaks=Leaks.of(preset, settings.leak),
             placeholders=tuple(normal(text) for text in preset.placeholders),
         )
 
-    def reason(self, chosen: Side, rejected: Side, prompt: str) -> str | None:
-        """Why the pair is rejected, or None where it is kept; ``prompt`` is the prompt's own text."""
-        asked = normal(prompt)
+    def reason(self, chosen: Side, rejected: Side, prompt: str, declined: float = 0.0) -> str | None:
+        """Why the pair is rejected, or None where it is kept.
+
+        ``prompt`` is the prompt's own text, ``declined`` the share of all answers to it that refuse.
+        """
+        wanted = self.settings
         tests: tuple[tuple[str, Callable[[Side], bool]], ...] = (
             ("unparseable", lambda side: side.answer is None),
-            ("truncated", lambda side: side.finish == "length"),
-            ("empty", lambda side: not normal(side.answer or "")),
-            ("echo", lambda side: self._echoes(side.answer or "", asked)),
-            ("leak", lambda side: self._leaks(side.answer or "", asked)),
+            ("truncated", lambda side: wanted.truncated and side.finish == "length"),
+            ("empty", lambda side: not read(side.answer or "").normal),
+            ("echo", lambda side: wanted.echo and self._echoes(side.answer or "", prompt)),
+            ("leak", lambda side: self._leaks(side, prompt)),
+            ("repetition", lambda side: self._repeats(side.answer or "")),
+            ("language", lambda side: wanted.language and _strays(side.answer or "", prompt)),
+            ("prompt_copy", lambda side: self._copies(side.answer or "", prompt)),
         )
         for name, fails in tests:
             if fails(chosen) or fails(rejected):
                 return name
-        return "identical" if normal(chosen.answer or "") == normal(rejected.answer or "") else None
+        return self._of_both(chosen.answer or "", rejected.answer or "", prompt, declined)
 
-    def _echoes(self, answer: str, asked: str) -> bool:
+    def _of_both(self, chosen: str, rejected: str, prompt: str, declined: float) -> str | None:
+        wanted = self.settings
+        one, other = read(chosen), read(rejected)
+        if wanted.refusal is not None and misplaced(chosen, rejected, prompt, wanted.refusal, declined):
+            return "refusal"
+        if one.normal == other.normal:
+            return "identical"
+        limit = wanted.near_identical
+        return "near_identical" if limit is not None and near_identical(one.words, other.words, limit) else None
+
+    def _echoes(self, answer: str, prompt: str) -> bool:
         """A placeholder was copied instead of being filled in: ``<the good response>``, ``[what makes ...]``."""
-        text = normal(answer)
+        text, asked = read(answer).normal, read(prompt).normal
         return any(
             # "the good response" may be said in earnest; in brackets, alone, or as a phrase of some length it is not.
             text == placeholder
@@ -71,30 +86,17 @@ class Checks:
             for placeholder in self.placeholders
         )
 
-    def _leaks(self, answer: str, asked: str) -> bool:
-        """A steering text or a marker of the form is still in the answer, and was not in the prompt itself."""
-        if "Thought:" in answer or "Response:" in answer or MARKER.search(answer):
-            return True
-        text = normal(answer)
-        return any(phrase in text and phrase not in asked and _stands_in(phrase, text) for phrase in self.phrases)
+    def _leaks(self, side: Side, prompt: str) -> bool:
+        return self.leaks.kind(read(side.answer or ""), read(prompt), side.thought) is not None
+
+    def _repeats(self, answer: str) -> bool:
+        limit = self.settings.repetition
+        return limit is not None and repeats(answer, read(answer).words, limit)
+
+    def _copies(self, answer: str, prompt: str) -> bool:
+        limit = self.settings.prompt_copy
+        return limit is not None and copies(read(answer).words, read(prompt).words, limit)
 
 
-def _stands_in(phrase: str, text: str) -> bool:
-    """Whether whole words of the text are the phrase: "use exactly this form" is not in "use exactly this formula"."""
-    end = r"(?!\w)" if phrase[-1].isalnum() else ""
-    return re.search(rf"(?<!\w){re.escape(phrase)}{end}", text) is not None
-
-
-def _parts(phrase: str) -> list[str]:
-    """A short phrase whole; a long one as its runs of ``LEAK_WORDS`` words."""
-    words = normal(phrase).split()
-    if len(words) <= LEAK_WORDS:
-        # Single demonstration sentences can be everyday questions; the affix with its brackets never is.
-        return [" ".join(words)]
-    return [" ".join(words[i : i + LEAK_WORDS]) for i in range(len(words) - LEAK_WORDS + 1)]
-
-
-def _sentences(preset: Preset) -> tuple[str, ...]:
-    """The sentences of the instructions, of four words at least: a weak model repeats "Use exactly this form" alone."""
-    sentences = [normal(text).rstrip(":") for template in preset.templates for text in template.instruction.split(". ")]
-    return tuple(dict.fromkeys(text for text in sentences if len(text.split()) >= 4))
+def _strays(answer: str, prompt: str) -> bool:
+    return differs(read(answer).language, read(prompt).language, prompt)

@@ -133,11 +133,21 @@ def generate_command(
         terminal.say(f"next: popalign pairs {run.path}")
 
 
-def pairs_command(run: RunPath, cpus: Cpus = None) -> None:
+def pairs_command(
+    run: RunPath,
+    set_: Annotated[
+        list[str],
+        typer.Option("--set", metavar="checks.KEY=VALUE", help="Change a check of the run's recipe, for good."),
+    ] = [],  # noqa: B006
+    cpus: Cpus = None,
+) -> None:
     """Make the pairs of a run from its generations. Cheap and repeatable; no engine starts."""
     opened = Run.open(run)
+    opened = opened.rechecked(set_) if set_ else opened
     terminal = Terminal()
     with at_work(opened, terminal, cpus=cpus):
+        if set_:
+            opened.store_recipe()
         pairs_step(opened, terminal)
     show_pairs(terminal, opened)
 

@@ -91,10 +91,14 @@ def order(name: str, overrides: Sequence[str] = ()) -> Order:
     Raises:
         InputError: naming the recipe, the key, and the nearest known word.
     """
-    data = read(name)
+    return check(changed(read(name), overrides), name)
+
+
+def changed(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A recipe's content with ``--set key=value`` overrides set in it."""
     for override in overrides:
         _set(data, override)
-    return check(data, name)
+    return data
 
 
 def check(data: dict[str, Any], name: str) -> Order:

@@ -6,6 +6,7 @@ For each prompt and strategy one row: kept, rejected with the check's reason, or
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -22,11 +23,13 @@ from factory.errors import RunError
 from factory.generate import Progress
 from factory.length import Lengths, balance, joined, lengths_of
 from factory.place import Place
-from factory.run import Run
+from factory.refusal import declining
+from factory.run import Run, plain
 from factory.score import Keep, agrees, judged, score, turned
 from factory.session import gathered
 from factory.shard import PAIR, ShardWriter, Written, parquet, shards
-from strategies.contrast import Generation, Message, Strategy
+from strategies import reading
+from strategies.contrast import Generation, Message, Reply, Strategy
 from strategies.score import Scores
 
 # Rows of generations that a task holds as Python objects; their pairs are one row group.
@@ -62,10 +65,14 @@ def pairs_of(
     prompt = tuple(Message(turn["role"], turn["content"]) for turn in row["prompt"])
     asked = "\n".join(str(message.content) for message in prompt)
     completions = {completion["generation_id"]: completion for completion in row["completions"]}
+    contrasts = [strategy.contrast(prompt) for strategy in strategies]
+    # Thoughts and a judge's verdicts are no answers to the prompt.
+    sides = {side.id for contrast in contrasts for side in (contrast.chosen, contrast.rejected)}
+    answers = {completion["answer"] for identity, completion in completions.items() if identity in sides}
+    declined = declining([answer for answer in answers if answer])
     out = []
     samples: Counter[str] = Counter()
-    for strategy in strategies:
-        contrast = strategy.contrast(prompt)
+    for strategy, contrast in zip(strategies, contrasts, strict=True):
         scored = score(contrast, prompt, scores, completions)
         verdict = None
         if contrast.verdicts:
@@ -79,7 +86,9 @@ def pairs_of(
         reason = _failure(contrast.chosen, chosen) or _failure(contrast.rejected, rejected)
         status = "failed" if reason else "kept"
         if chosen is not None and rejected is not None and reason is None:
-            reason = checks.reason(_side(chosen), _side(rejected), asked)
+            reason = checks.reason(
+                _side(contrast.chosen, completions), _side(contrast.rejected, completions), asked, declined
+            )
             if reason is None and rewritten(chosen["answer"], rejected["answer"], strategy.max_change):
                 reason = REWRITTEN
             if reason is None and contrast.verdicts and verdict in (None, "tie"):
@@ -121,8 +130,14 @@ def _failure(generation: Generation, completion: dict[str, Any] | None) -> str |
     return None
 
 
-def _side(completion: dict[str, Any]) -> Side:
-    return Side(completion["answer"], completion["finish"])
+def _side(generation: Generation, completions: dict[str, dict[str, Any]]) -> Side:
+    completion = completions[generation.id]
+    thought = None
+    if isinstance(generation.prefill, Reply):  # the forced form: the thought is a completion of its own
+        thought = completions[generation.prefill.generation.id]["answer"]
+    elif generation.read == "response":
+        thought = reading.answer(completion["text"], "thought")
+    return Side(completion["answer"], completion["finish"], thought)
 
 
 def _turn(completion: dict[str, Any] | None) -> list[dict[str, str]]:
@@ -138,7 +153,7 @@ def _pair_shard(
     source: Place, target: Place, order: Order, metadata: dict[str, str]
 ) -> tuple[Books, Written, dict[str, Lengths]]:
     """Read one shard of generations and write one of pairs, in the same order, so that it is repeatable to the byte."""
-    checks = Checks.of(order.preset)
+    checks = Checks.of(order.preset, order.recipe.checks)
     keep = order.recipe.scores.keep if order.recipe.scores else "all"
     writer = ShardWriter(PAIR, metadata)
     books: Books = {}
@@ -178,9 +193,11 @@ def make_pairs(run: Run, progress: Progress) -> dict[str, Any]:
     target = run.begin("pairs")
     order = ray.put(run.order)
     sources = shards(generations)
+    checks = plain(run.order.recipe.checks)
+    metadata = {**run.metadata, "popalign.checks": json.dumps(checks, sort_keys=True)}
 
     def start(source: Place) -> ray.ObjectRef:
-        return _pair_shard.remote(source, target / source.name, order, run.metadata)
+        return _pair_shard.remote(source, target / source.name, order, metadata)
 
     with progress("pairs", len(sources), "shards") as meter:
         parts = gathered(start, sources, meter.update)
@@ -194,7 +211,7 @@ def make_pairs(run: Run, progress: Progress) -> dict[str, Any]:
     outcomes = {strategy: outcomes_of(books[strategy]) for strategy in run.order.recipe.strategies}
     seconds = round(time.monotonic() - started, 2)
     facts = _length_facts(run, target, lengths)
-    run.switch("pairs", target, written, seconds=seconds, strategies=outcomes, **facts)
+    run.switch("pairs", target, written, seconds=seconds, strategies=outcomes, checks=checks, **facts)
     return dict(run.manifest["pairs"])
 
 

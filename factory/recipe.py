@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, m
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Limit = Annotated[float, Field(gt=0, le=1)]
+Leak = Literal["form", "steering", "token", "role", "thought"]
 # Fields of a variant that an endpoint's server was started with, and nothing here could change.
 SERVERS_BUSINESS = (
     "revision",
@@ -239,6 +241,35 @@ class Scores(Section):
     that measurement does not say that the chosen answer is the better one; pairs that were not measured stay."""
 
 
+class CheckSettings(Section):
+    """What a pair must pass to be kept. Nothing here changes a generation: `popalign pairs RUN --set checks.KEY=VALUE`
+    checks a finished run again. `unparseable`, `empty` and `identical` always stand, since such rows are no pairs. How
+    often each check is right, and the measurements behind the defaults: `docs/quality.md`."""
+
+    truncated: bool = True
+    """Reject answers that ended at the token limit."""
+    echo: bool = True
+    """Reject answers that copy a placeholder of the form instead of filling it in."""
+    leak: list[Leak] = ["form", "steering", "token", "role", "thought"]
+    """The kinds of leak that are looked for: `form` (`Thought:`, `Response:`), `steering` (affix, demonstration,
+    instruction), `token` (of chat templates, such as `<|im_start|>`), `role` (`User:`, `### Instruction`) and `thought`
+    (its opening, or tags such as `<think>`). `[]` looks for none."""
+    repetition: Limit | None = 0.5
+    """Reject answers of which this share of word 4-grams has come before, half of the lines repeat others, or a quarter
+    is one loop. null: none."""
+    language: bool = True
+    """Reject answers in another language than the prompt, unless the prompt speaks of languages."""
+    prompt_copy: Limit | None = 0.8
+    """Reject answers that are the prompt again, instruction and all, with this share of words in common. null: none."""
+    refusal: Literal["auto", "benign", "harmful"] | None = "auto"
+    """Reject a chosen refusal where the prompt is benign, and a chosen answer beside a rejected refusal where it asks
+    for harm. `benign` and `harmful` say what all prompts are; `auto` goes by the words of each prompt and by how many
+    of its answers refuse, and misses much. null: neither is looked for. English only."""
+    near_identical: Limit | None = 0.95
+    """Reject pairs of 20 words a side or more that have this share of words in common, in order, and differ in no
+    number and no negation. null: none."""
+
+
 class Train(Section):
     """DPO on the kept pairs. The defaults are the paper's (PopAlign, section 4.1)."""
 
@@ -293,7 +324,7 @@ class Recipe(Section):
     """A run."""
 
     OPERATIONAL = frozenset(
-        {"run", "schedule", "train", "evaluate", "rows_per_task", "max_failure_rate", "balance_length"}
+        {"run", "schedule", "checks", "train", "evaluate", "rows_per_task", "max_failure_rate", "balance_length"}
     )
 
     run: str = Field(min_length=1)
@@ -321,5 +352,6 @@ class Recipe(Section):
     balance_length: PositiveFloat | None = None
     """Train on as many pairs of each strategy as leave the token lengths of both sides apart by at most this Cohen's d
     (0.2 is called small), matched at every size of the difference. Default: all pairs, whatever their lengths."""
+    checks: CheckSettings = CheckSettings()
     train: Train | None = None
     evaluate: Evaluate = Evaluate()

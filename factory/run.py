@@ -57,8 +57,7 @@ class Run:
                 raise InputError(f"run: {path} exists and is not a run directory; choose another with --set run=DIR")
             if manifest and manifest["fingerprint"] != order.fingerprint:
                 run._require_extension(manifest)
-            text = yaml.safe_dump(plain(order.recipe), sort_keys=False, allow_unicode=True)
-            (path / "recipe.yaml").write(text.encode())
+            run.store_recipe()
             if not manifest:
                 run.update(versions=versions(), created=now())
             run.update(fingerprint=order.fingerprint, data={**manifest.get("data", {}), **order.data()})
@@ -175,7 +174,29 @@ class Run:
             raise InputError(f"{self.path} has no finished {name} yet; make them with: popalign {made_by}")
         if entry["fingerprint"] != self.order.fingerprint and name != "prompts":
             raise InputError(f"the {name} of {self.path} are of an older recipe; renew them with: popalign {made_by}")
+        if name == "pairs" and entry.get("checks") != plain(self.order.recipe.checks):
+            raise InputError(f"the pairs of {self.path} were checked otherwise; renew them with: popalign {made_by}")
         return self.path / name / str(entry["set"])
+
+    def rechecked(self, overrides: Sequence[str]) -> Run:
+        """The same run with other checks of its pairs, and nothing written yet.
+
+        Raises:
+            InputError: an override is not of ``checks``, or not valid.
+        """
+        for override in overrides:
+            if not override.startswith("checks."):
+                raise InputError(
+                    f"--set {override}: pairs are made of what was generated, so only the keys below 'checks.' can "
+                    "change here; for others use: popalign generate"
+                )
+        name = str(self.path / "recipe.yaml")
+        return Run(self.path, cookbook.check(cookbook.changed(plain(self.order.recipe), overrides), name))
+
+    def store_recipe(self) -> None:
+        """Write the order's recipe as the run's own."""
+        text = yaml.safe_dump(plain(self.order.recipe), sort_keys=False, allow_unicode=True)
+        (self.path / "recipe.yaml").write(text.encode())
 
     @property
     def logs(self) -> Path:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from factory.check import Checks, Side, normal
+from factory.check import Checks, Side
+from factory.text import normal
 from factory.wording import load_preset
 from strategies.preset import Preset
 

@@ -15,7 +15,18 @@ import yaml
 from factory import cookbook
 from factory.cookbook import Order, built_in, order
 from factory.errors import InputError
-from factory.recipe import Evaluate, Prompts, Recipe, Sampling, Scores, Section, StrategySettings, Train, Variant
+from factory.recipe import (
+    CheckSettings,
+    Evaluate,
+    Prompts,
+    Recipe,
+    Sampling,
+    Scores,
+    Section,
+    StrategySettings,
+    Train,
+    Variant,
+)
 from factory.wording import load_preset
 from strategies.catalogue import BUILT_IN, SIX
 from strategies.contrast import Message
@@ -365,6 +376,7 @@ CHANGED: dict[type[Section], dict[str, Any]] = {
         "train": None,
         "evaluate": {"samples": 1},
         "scores": {"share": 0.3},
+        "checks": {"echo": False},
     },
     Prompts: {
         "source": ["a.jsonl"],
@@ -410,6 +422,16 @@ CHANGED: dict[type[Section], dict[str, Any]] = {
     },
     StrategySettings: {"weight": 0.3, "samples": 3},
     Scores: {"share": 0.3, "margin": False, "judge": "small", "reward": "score", "keep": "judge"},
+    CheckSettings: {
+        "truncated": False,
+        "echo": False,
+        "leak": ["role"],
+        "repetition": 0.3,
+        "language": False,
+        "prompt_copy": 0.3,
+        "refusal": "benign",
+        "near_identical": 0.3,
+    },
     Train: {
         "variant": "strong",
         "workers": 2,
@@ -438,6 +460,7 @@ PLACE = {
     Variant: "variants.strong.",
     StrategySettings: "strategies.prefix.",
     Scores: "scores.",
+    CheckSettings: "checks.",
     Train: "train.",
     Evaluate: "evaluate.",
 }
@@ -473,8 +496,9 @@ def test_fingerprint_changes_with_every_field_but_the_operational(section: type[
     base = cookbook.check(changed(place), "r")
     other = cookbook.check(changed({**place, PLACE[section] + name: CHANGED[section][name]}), "r")
     assert other.recipe != base.recipe
-    # Everything below `train` and `evaluate` says how a model is made and looked at, not which pairs come out.
-    operational = name in section.OPERATIONAL or section in {Train, Evaluate}
+    # Everything below `train` and `evaluate` says how a model is made and looked at, not which pairs come out; `checks`
+    # decides which are kept of the same generations, and the pairs say by which they were.
+    operational = name in section.OPERATIONAL or section in {CheckSettings, Train, Evaluate}
     assert (other.fingerprint == base.fingerprint) == operational
     assert (other.data() == base.data()) == operational
 

@@ -1,0 +1,124 @@
+"""Leaks: what steered a generation, or belongs to the form of a chat, is still in the answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from factory.text import Text, normal
+from strategies.preset import Preset
+from strategies.reading import MARKER
+
+# A short affix such as "(bad response)" is matched as it stands; of long texts a run of this many words is enough.
+LEAK_WORDS = 8
+# A thought that is repeated is known by its opening; shorter ones are everyday phrases.
+THOUGHT_WORDS = 5
+
+# Chat templates and tokenizers: ChatML, Llama 2 to 4, Gemma, Phi, Vicuna, DeepSeek (full-width bars), Mistral, T5, GLM.
+TOKEN = re.compile(
+    r"<\|[A-Za-z0-9_ /:.-]{1,40}\|>"
+    r"|<｜[^｜<>\n]{1,40}｜>"
+    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|gMASK|sop|PAD|UNK|BOS|EOS)\]"
+    r"|<</?SYS>>"
+    r"|</?(?:start_of_turn|end_of_turn|tool_call|tool_response|bos|eos|pad|unk)>"
+    r"|<(?:unused|extra_id_|reserved_|special_)\w*>|<0x[0-9A-F]{2}>"
+)
+# HTML's strike-through is written in the same way, mostly as code.
+SENTENCE = re.compile(r"</?s>")
+CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
+
+# "User:" as a speaker, "### Instruction" as Alpaca has it, and what is left of ChatML where its tokens were dropped.
+# "Instructions:" is a heading of every second recipe, "Input:" of every second program; neither is looked for.
+SPEAKER = re.compile(
+    r"(?<![\w/.@-])\**(?:(User|USER|Human|HUMAN|Assistant|ASSISTANT|AI Assistant|Instruction|INSTRUCTION)\**[ ]?:"
+    r"|(System|SYSTEM)\**[ ]?: ?(?=You are))(?!:)"
+)
+HEADING = re.compile(
+    r"^[ ]{0,3}#{2,}[ ]*(?:(?:Instruction|Response|Human|User|Assistant|System)\b[ ]*:?|Input[ ]*:)", re.MULTILINE
+)
+BARE = re.compile(r"^(?:assistant|user|system|model)[ ]*$", re.MULTILINE)
+# "Write a dialogue between a user and an assistant" asks for speakers.
+DIALOGUE = re.compile(r"\b(?:dialog|conversation|chat|transcript|script|interview|role.?play|exchange)", re.IGNORECASE)
+ROLES = re.compile(r"\b(?:user|human|assistant|ai|chat ?bot|robot)s?\b", re.IGNORECASE)
+
+THINKING = re.compile(r"</?(?:think|thinking|thought|reasoning|scratchpad|reflection)>", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Leaks:
+    """The detectors of one preset, by kind; none of them counts what stands in the prompt itself."""
+
+    phrases: tuple[str, ...]
+    kinds: frozenset[str]
+
+    @classmethod
+    def of(cls, preset: Preset, kinds: Collection[str]) -> Leaks:
+        phrases = tuple(part for phrase in preset.phrases for part in _parts(phrase)) + _sentences(preset)
+        return cls(phrases, frozenset(kinds))
+
+    def kind(self, answer: Text, asked: Text, thought: str | None = None) -> str | None:
+        """The first kind of leak that the answer holds: `steering`, `form`, `token`, `role` or `thought`."""
+        tests: dict[str, Callable[[], bool]] = {
+            "form": lambda: MARKER.search(answer.raw) is not None,
+            "steering": lambda: self._steers(answer, asked),
+            "token": lambda: _token(answer.raw, asked.raw),
+            "role": lambda: _role(answer.raw, asked.raw),
+            "thought": lambda: _thinks(answer, asked, thought),
+        }
+        return next((kind for kind, holds in tests.items() if kind in self.kinds and holds()), None)
+
+    def _steers(self, answer: Text, asked: Text) -> bool:
+        text, prompt = answer.normal, asked.normal
+        return any(phrase in text and phrase not in prompt and _stands_in(phrase, text) for phrase in self.phrases)
+
+
+def _token(answer: str, asked: str) -> bool:
+    if "<" not in answer and "[" not in answer:
+        return False
+    if any(match[0] not in asked for match in TOKEN.finditer(answer)):
+        return True
+    return "s>" in answer and "<s>" not in asked and SENTENCE.search(CODE.sub(" ", answer)) is not None
+
+
+def _role(answer: str, asked: str) -> bool:
+    if any(normal(match[0]) not in normal(asked) for match in HEADING.finditer(answer)):
+        return True
+    if any(match[0] not in asked.split("\n") for match in BARE.finditer(answer)):
+        return True
+    if not (speakers := {(match[1] or match[2]).casefold() for match in SPEAKER.finditer(answer)}):
+        return False
+    given = {(match[1] or match[2]).casefold() for match in SPEAKER.finditer(asked)}
+    return not speakers <= given and not (DIALOGUE.search(asked) and ROLES.search(asked))
+
+
+def _thinks(answer: Text, asked: Text, thought: str | None) -> bool:
+    """A reasoning model's tags, or the opening of the thought that came before this very answer."""
+    if any(match[0] not in asked.raw for match in THINKING.finditer(answer.raw)):
+        return True
+    opening = normal(thought or "").split()[:LEAK_WORDS]
+    if len(opening) < THOUGHT_WORDS:
+        return False
+    phrase = " ".join(opening)
+    return phrase in answer.normal and phrase not in asked.normal
+
+
+def _stands_in(phrase: str, text: str) -> bool:
+    """Whether whole words of the text are the phrase: "use exactly this form" is not in "use exactly this formula"."""
+    end = r"(?!\w)" if phrase[-1].isalnum() else ""
+    return re.search(rf"(?<!\w){re.escape(phrase)}{end}", text) is not None
+
+
+def _parts(phrase: str) -> list[str]:
+    """A short phrase whole; a long one as its runs of ``LEAK_WORDS`` words."""
+    words = normal(phrase).split()
+    if len(words) <= LEAK_WORDS:
+        # Single demonstration sentences can be everyday questions; the affix with its brackets never is.
+        return [" ".join(words)]
+    return [" ".join(words[i : i + LEAK_WORDS]) for i in range(len(words) - LEAK_WORDS + 1)]
+
+
+def _sentences(preset: Preset) -> tuple[str, ...]:
+    """The sentences of the instructions, of four words at least: a weak model repeats "Use exactly this form" alone."""
+    sentences = [normal(text).rstrip(":") for template in preset.templates for text in template.instruction.split(". ")]
+    return tuple(dict.fromkeys(text for text in sentences if len(text.split()) >= 4))
