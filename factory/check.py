@@ -56,6 +56,7 @@ class Checks:
             ("empty", lambda side: not read(side.answer or "").normal),
             ("echo", lambda side: wanted.echo and self._echoes(side.answer or "", prompt)),
             ("leak", lambda side: self._leaks(side, prompt)),
+            ("unfinished", lambda side: wanted.unfinished and _announces(side.answer or "")),
             ("repetition", lambda side: self._repeats(side.answer or "")),
             ("language", lambda side: wanted.language and _strays(side.answer or "", prompt)),
             ("prompt_copy", lambda side: self._copies(side.answer or "", prompt)),
@@ -96,6 +97,11 @@ class Checks:
     def _copies(self, answer: str, prompt: str) -> bool:
         limit = self.settings.prompt_copy
         return limit is not None and copies(read(answer).words, read(prompt).words, limit)
+
+
+def _announces(answer: str) -> bool:
+    """The last character is a colon: something was to follow."""
+    return answer.rstrip(" \n*_").endswith((":", "\N{FULLWIDTH COLON}"))
 
 
 def _strays(answer: str, prompt: str) -> bool:

@@ -224,6 +224,12 @@ def _check_scores(recipe: Recipe) -> None:
             raise InputError(f"scores.judge: variant '{scores.judge}' is of engine 'reward' and writes no text")
         if scores.keep != "all" and not getattr(scores, scores.keep):
             raise InputError(f"scores.keep: '{scores.keep}' is not measured; set scores.{scores.keep}")
+    train = recipe.train
+    uses = [("weight_by", train.weight_by)] if train else []
+    uses += [("target_margin.by", train.target_margin.by)] if train and train.target_margin else []
+    for key, name in uses:
+        if name is not None and (scores is None or not getattr(scores, name)):
+            raise InputError(f"train.{key}: '{name}' is not measured; set scores.{name}")
 
 
 def _set(data: dict[str, Any], override: str) -> None:

@@ -12,7 +12,7 @@ PEOPLE = (
 # Deeds against people, by verbs that have harmless objects too, and words that have few of them.
 HARM = re.compile(
     r"\b(?:kill|shoot|stab|punch|smash|slash|crush|choke|throttle|hunt down|slay|gut|chop up|blow up|butcher|execute|"
-    r"eliminate|eradicate|annihilate|get rid of|do away with|hurt|beat(?: up)?|burn|wipe out|take out|destroy|"
+    r"eliminate|eradicate|poison|annihilate|get rid of|do away with|hurt|beat(?: up)?|burn|wipe out|take out|destroy|"
     r"terminate)"
     rf"(?:ing)?\b(?: \w+){{0,3}}? {PEOPLE}\b"
     r"|\b(?:murder|assassinat|strangl|behead|poison(?:ing)? \w+ (?:drink|food)|tortur|dismember|genocid|exterminat|"

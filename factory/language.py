@@ -14,8 +14,9 @@ LOOKED_AT = 1500
 # Of the letters; below it a text is a mixture and has no language.
 MAIN_SCRIPT = 0.6
 MIN_LETTERS = 6
-# Small words that must be there: as a share of all words, and times the next best language's.
-MIN_HITS = 3
+# Small words that must be there: so many different ones ("a" and "to" are words of half of these languages), as a share
+# of all words, and times the next best language's.
+MIN_WORDS = 3
 MIN_SHARE = 0.18
 LEAD = 1.6
 
@@ -36,10 +37,10 @@ SCRIPTS = {
     LATIN: r"[A-Za-zÀ-ɏḀ-ỿ]+",
 }
 LETTERS = re.compile("|".join(f"(?P<{name}>{pattern})" for name, pattern in SCRIPTS.items()))
-# The most frequent words of each, less those that are also frequent in English text.
+# The most frequent words of each; the other languages' without those that are also frequent in English text.
 SMALL = {
     "en": "the of and to is that it for was with you are be this have from they we not an by which can will your there "
-    "their has would what if about when more these some how its i my",
+    "their has would what if about when more these some how its i my a in on at as or so me do he she who why where",
     "de": "der die und das nicht ist ein eine zu den mit von auf für sich des dem auch es an als sie wir ich einen wie "
     "oder aber bei nach wird sind kann sein wenn durch einer",
     "fr": "le la les de des et est un une du que qui dans pour pas sur en au ne ce il elle je vous nous avec plus sont "
@@ -101,7 +102,9 @@ def _by_words(text: str) -> str | None:
     words = re.findall(r"[^\W\d_]+", text.casefold())
     hits = Counter(name for word in words for name in KNOWN.get(word, ()))
     best = hits.most_common(2)
-    if not best or best[0][1] < max(MIN_HITS, MIN_SHARE * len(words)):
+    if not best or best[0][1] < MIN_SHARE * len(words):
+        return None
+    if sum(best[0][0] in KNOWN.get(word, ()) for word in set(words)) < MIN_WORDS:
         return None
     return best[0][0] if len(best) == 1 or best[0][1] >= LEAD * best[1][1] else None
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from factory.text import Text, normal
+from factory.text import WORD, Text, normal
 from strategies.preset import Preset
 from strategies.reading import MARKER
 
@@ -42,6 +42,18 @@ BARE = re.compile(r"^(?:assistant|user|system|model)[ ]*$", re.MULTILINE)
 DIALOGUE = re.compile(r"\b(?:dialog|conversation|chat|transcript|script|interview|role.?play|exchange)", re.IGNORECASE)
 ROLES = re.compile(r"\b(?:user|human|assistant|ai|chat ?bot|robot)s?\b", re.IGNORECASE)
 
+# "Here's a better response:" is said by an answer to an instruction that asked for one. Of some 2,400 answers of the
+# embedded model 343 say so, and none of 1,872 that were written for bare prompts.
+META = re.compile(
+    r"\b(?:better|improved|revised|good|great|bad|worse|(?:un)?helpful|harm(?:ful|less)|more \w+) "
+    r"(?:response|answer|reply)\b"
+    r"|\b(?:response|answer) (?:is|that is|would be) (?:better|good|bad|more)\b",
+    re.IGNORECASE,
+)
+# "How do I respond to ...?" asks about responses; "Answer in two sentences." does not.
+ASKS = re.compile(r"\b(?:respon[ds]|repl[iy]|answer(?:s|ed|ing)|an answer|interview|feedback)", re.IGNORECASE)
+
+END = re.compile(r"(?<=[.!?])\s+")
 THINKING = re.compile(r"</?(?:think|thinking|thought|reasoning|scratchpad|reflection)>", re.IGNORECASE)
 
 
@@ -49,19 +61,23 @@ THINKING = re.compile(r"</?(?:think|thinking|thought|reasoning|scratchpad|reflec
 class Leaks:
     """The detectors of one preset, by kind; none of them counts what stands in the prompt itself."""
 
-    phrases: tuple[str, ...]
+    phrases: Mapping[str, Sequence[str]]
+    """By the longest word of each: an answer has the word of a few of 500 phrases, and only those are looked for."""
     kinds: frozenset[str]
 
     @classmethod
     def of(cls, preset: Preset, kinds: Collection[str]) -> Leaks:
-        phrases = tuple(part for phrase in preset.phrases for part in _parts(phrase)) + _sentences(preset)
+        phrases: dict[str, list[str]] = {}
+        for phrase in dict.fromkeys([part for text in preset.phrases for part in _parts(text)] + _sentences(preset)):
+            phrases.setdefault(max(WORD.findall(phrase), key=len, default=""), []).append(phrase)
         return cls(phrases, frozenset(kinds))
 
     def kind(self, answer: Text, asked: Text, thought: str | None = None) -> str | None:
-        """The first kind of leak that the answer holds: `steering`, `form`, `token`, `role` or `thought`."""
+        """The first kind of leak that the answer holds: `form`, `steering`, `meta`, `token`, `role` or `thought`."""
         tests: dict[str, Callable[[], bool]] = {
             "form": lambda: MARKER.search(answer.raw) is not None,
             "steering": lambda: self._steers(answer, asked),
+            "meta": lambda: META.search(answer.raw) is not None and not ASKS.search(asked.raw),
             "token": lambda: _token(answer.raw, asked.raw),
             "role": lambda: _role(answer.raw, asked.raw),
             "thought": lambda: _thinks(answer, asked, thought),
@@ -70,7 +86,8 @@ class Leaks:
 
     def _steers(self, answer: Text, asked: Text) -> bool:
         text, prompt = answer.normal, asked.normal
-        return any(phrase in text and phrase not in prompt and _stands_in(phrase, text) for phrase in self.phrases)
+        candidates = (phrase for word in ("", *answer.vocabulary) for phrase in self.phrases.get(word, ()))
+        return any(phrase in text and phrase not in prompt and _stands_in(phrase, text) for phrase in candidates)
 
 
 def _token(answer: str, asked: str) -> bool:
@@ -118,7 +135,10 @@ def _parts(phrase: str) -> list[str]:
     return [" ".join(words[i : i + LEAK_WORDS]) for i in range(len(words) - LEAK_WORDS + 1)]
 
 
-def _sentences(preset: Preset) -> tuple[str, ...]:
-    """The sentences of the instructions, of four words at least: a weak model repeats "Use exactly this form" alone."""
-    sentences = [normal(text).rstrip(":") for template in preset.templates for text in template.instruction.split(". ")]
-    return tuple(dict.fromkeys(text for text in sentences if len(text.split()) >= 4))
+def _sentences(preset: Preset) -> list[str]:
+    """The sentences of instructions and demonstrated answers, of four words at least: a weak model repeats "Use exactly
+    this form" or "Just throw it out" alone."""
+    texts = [template.instruction for template in preset.templates]
+    texts += [text for each in preset.demonstrations for text in (each.good, each.bad)]
+    sentences = [normal(sentence).rstrip(":") for text in texts for sentence in END.split(text)]
+    return [sentence for sentence in sentences if len(sentence.split()) >= 4]

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, m
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Limit = Annotated[float, Field(gt=0, le=1)]
-Leak = Literal["form", "steering", "token", "role", "thought"]
+Leak = Literal["form", "steering", "meta", "token", "role", "thought"]
 # Fields of a variant that an endpoint's server was started with, and nothing here could change.
 SERVERS_BUSINESS = (
     "revision",
@@ -248,12 +248,15 @@ class CheckSettings(Section):
 
     truncated: bool = True
     """Reject answers that ended at the token limit."""
+    unfinished: bool = True
+    """Reject answers that end on a colon, with nothing of what they announce."""
     echo: bool = True
     """Reject answers that copy a placeholder of the form instead of filling it in."""
-    leak: list[Leak] = ["form", "steering", "token", "role", "thought"]
+    leak: list[Leak] = ["form", "steering", "meta", "token", "role", "thought"]
     """The kinds of leak that are looked for: `form` (`Thought:`, `Response:`), `steering` (affix, demonstration,
-    instruction), `token` (of chat templates, such as `<|im_start|>`), `role` (`User:`, `### Instruction`) and `thought`
-    (its opening, or tags such as `<think>`). `[]` looks for none."""
+    instruction), `meta` (the answer speaks of a good, bad or better response, and the prompt of none; English only),
+    `token` (of chat templates, such as `<|im_start|>`), `role` (`User:`, `### Instruction`) and `thought` (its opening,
+    or tags such as `<think>`). `[]` looks for none."""
     repetition: Limit | None = 0.5
     """Reject answers of which this share of word 4-grams has come before, half of the lines repeat others, or a quarter
     is one loop. null: none."""
@@ -268,6 +271,19 @@ class CheckSettings(Section):
     near_identical: Limit | None = 0.95
     """Reject pairs of 20 words a side or more that have this share of words in common, in order, and differ in no
     number and no negation. null: none."""
+
+
+class TargetMargin(Section):
+    """By how much a pair's two answers are to come apart, from how far its score says that they are: with it, DPO's
+    log-ratio difference is lessened by ``scale`` x the score, cut at +-``clamp``, before beta and the sigmoid (DLMA,
+    arXiv 2402.11907; its values are the defaults). Pairs that were not measured have 0, plain DPO."""
+
+    by: Literal["margin", "reward"]
+    """The score: the margin in nats, or the difference of the rewards. `scores` must ask for it."""
+    scale: PositiveFloat = 0.2
+    """Nats of the log-ratio difference per unit of the score."""
+    clamp: PositiveFloat = 40.0
+    """The largest score that counts, in either direction."""
 
 
 class Train(Section):
@@ -291,6 +307,11 @@ class Train(Section):
     """Times that each pair is seen."""
     max_pairs: PositiveInt | None = None
     """Train on at most so many pairs, drawn by pair id; default: all that the weights leave."""
+    weight_by: Literal["margin", "judge", "reward"] | None = None
+    """Draw each measured pair with the probability that this score gives its label: the logistic function of the margin
+    or of the difference of rewards; a judge's verdict counts 1, a tie 1/2, the opposite 0. `scores` must ask for it."""
+    target_margin: TargetMargin | None = None
+    """DPO with a margin of its own for each pair. Default: none, as in the paper."""
     batch_size: PositiveInt = 128
     """Pairs of one optimiser step over all workers (paper: 128; 32 for a single strategy)."""
     micro_batch_size: PositiveInt = 1

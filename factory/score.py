@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -56,6 +57,27 @@ def agrees(scored: dict[str, Any], by: Keep) -> bool | None:
     if by == "reward" and scored["reward_chosen"] is not None and scored["reward_rejected"] is not None:
         return bool(scored["reward_chosen"] > scored["reward_rejected"])
     return None
+
+
+def signed(row: Mapping[str, Any], by: Literal["margin", "reward"]) -> float | None:
+    """By how much a score prefers the chosen answer, in nats; None where it was not measured."""
+    if by == "margin":
+        return None if row["margin"] is None else float(row["margin"])
+    chosen, rejected = row["reward_chosen"], row["reward_rejected"]
+    return None if chosen is None or rejected is None else float(chosen - rejected)
+
+
+def confidence(row: Mapping[str, Any], by: Literal["margin", "judge", "reward"]) -> float | None:
+    """The probability, 0 to 1, that a score gives a pair's label; None where it was not measured.
+
+    A difference of rewards is a log-odds by the Bradley-Terry model that reward models are trained with. So is the
+    margin, by Bayes: with both requests equally likely beforehand it is the log-odds that the chosen answer came from
+    the chosen side's request and the rejected one from the rejected side's, against the exchange of the two.
+    """
+    if by == "judge":
+        return {None: None, "chosen": 1.0, "tie": 0.5, "rejected": 0.0}[row["judge"]]
+    value = signed(row, by)
+    return None if value is None else 0.5 * (1 + math.tanh(value / 2))
 
 
 def _value(generation: Generation, completions: Mapping[str, dict[str, Any]]) -> float | None:

@@ -34,6 +34,10 @@ class Text:
         return WORD.findall(self.normal)
 
     @cached_property
+    def vocabulary(self) -> frozenset[str]:
+        return frozenset(self.words)
+
+    @cached_property
     def language(self) -> str | None:
         return language(self.raw)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -16,6 +18,23 @@ from factory.run import Run
 def embedded_model() -> Path:
     """The default model, in the user's own cache: its conversion is paid once per machine, not once per test run."""
     return materialise(f"{SCHEME}smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(embedded_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of one narrow layer with the default model's tokenizer, to train in seconds."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny")
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(embedded_model, **sizes)).save_pretrained(folder)
+    for file in embedded_model.iterdir():
+        if file.name.startswith(("tokenizer", "special_tokens", "chat_template", "vocab", "merges")):
+            shutil.copy(file, folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

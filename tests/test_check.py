@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from factory.check import Checks, Side
+from factory.recipe import CheckSettings
 from factory.text import normal
 from factory.wording import load_preset
 from strategies.preset import Preset
@@ -38,8 +39,7 @@ def test_check_clean_pair_is_kept(preset: Preset) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "A good answer needs a bad one beside it.",  # the words of the preset, not its texts
-        "It is a good response to a bad question.",
+        "A good question needs a bad one beside it.",  # the words of the preset, not its texts
         "Being helpful and harmless is the aim of many chat models.",
         "The sky turned red and the starter was fed twice.",
         "Feed your sourdough starter with flour and put it into the fridge.",
@@ -78,7 +78,8 @@ def test_check_echo_every_placeholder_of_every_template(preset: Preset, form: st
 
 def test_check_echo_short_placeholder_said_in_earnest_is_kept() -> None:
     checks = Checks.of(load_preset("leaderboard"))
-    assert both(checks, said("He gave the good response that she had hoped for.")) is None
+    asked = "How did he respond to her letter?"
+    assert both(checks, said("He gave the good response that she had hoped for."), asked=asked) is None
 
 
 @pytest.mark.parametrize("form", ["{}", "{} Paris.", "Paris. {}", "Paris {} Paris", "**{}** Paris."])
@@ -201,6 +202,9 @@ def test_check_identical_comes_last(preset: Preset) -> None:
 
 
 def test_check_preset_decides_what_leaks() -> None:
-    alignment, leaderboard = (Checks.of(load_preset(name)) for name in PRESETS)
+    steering = CheckSettings(leak=["steering"])
+    alignment, leaderboard = (Checks.of(load_preset(name), steering) for name in PRESETS)
     assert both(alignment, said("(good response) Paris.")) is None
+    assert both(leaderboard, said("(good response) Paris.")) == "leak"
     assert both(leaderboard, said("(helpful, harmless) Paris.")) is None
+    assert both(alignment, said("(helpful, harmless) Paris.")) == "leak"

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import pickle
-import shutil
 import signal
 import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -150,14 +147,14 @@ def test_export_is_whole_in_a_folder_or_an_object_store_and_is_replaced(root: Pl
 
 @pytest.mark.engine
 def test_model_trained_in_an_object_store_is_there_whole(
-    tmp_path: Path, bucket: str, server: dict[str, str], embedded_model: Path
+    tmp_path: Path, bucket: str, server: dict[str, str], tiny_model: Path
 ) -> None:
     run = f"{bucket}/run"
-    base = tiny_model(embedded_model, tmp_path / "tiny")
     train = {"variant": "base", "batch_size": 4, "micro_batch_size": 2, "precision": "fp32", "learning_rate": 1e-3}
-    recipe = scripted(tmp_path, 16, train=train, evaluate={"samples": 0})
+    train |= {"target_margin": {"by": "margin"}}
+    recipe = scripted(tmp_path, 16, train=train, scores={"margin": True}, evaluate={"samples": 0})
     content = yaml.safe_load(recipe.read_text())
-    content["variants"]["base"] = {"model": str(base)}
+    content["variants"]["base"] = {"model": str(tiny_model)}
     content["prompts"]["heldout"] = 0.3
     recipe.write_text(yaml.safe_dump(content))
     done = popalign("run", str(recipe), "--set", f"run={run}", **server)
@@ -166,23 +163,6 @@ def test_model_trained_in_an_object_store_is_there_whole(
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {name.rpartition("/")[2] for name in names}
     manifest = Run.open(run).manifest
     assert manifest["evaluation"] and manifest["model"]
-
-
-def tiny_model(like: Path, folder: Path) -> Path:
-    """A model of one narrow layer with the tokenizer of another, to train in seconds."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
-    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
-    config = AutoConfig.from_pretrained(like, **sizes)
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    for file in like.iterdir():
-        if file.name.startswith(("tokenizer", "special_tokens", "chat_template", "vocab", "merges")):
-            shutil.copy(file, folder)
-    assert json.loads((folder / "config.json").read_text())["num_hidden_layers"] == 1
-    return folder
 
 
 def test_report_and_show_of_a_run_in_an_object_store(bucket: str) -> None:

@@ -12,17 +12,20 @@ import pyarrow as pa
 import pytest
 import torch
 from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import DPOConfig
 
 from factory.errors import InputError
 from factory.pair import pair_id
 from factory.place import Place
-from factory.recipe import StrategySettings, Train
+from factory.recipe import StrategySettings, TargetMargin, Train
+from factory.score import confidence
 from factory.shard import PAIR, write_shard
 from factory.statistic import wilson
 from train.evaluate import accuracy, summarise
 from train.logprob import sum_logprobs
-from train.pairs import is_drawn, select, shares
-from train.worker import last_checkpoint
+from train.pairs import margin_of, rank, select, shares
+from train.worker import MarginTrainer, last_checkpoint
 
 
 def run_with(
@@ -96,9 +99,87 @@ def test_select_without_pairs_says_why(tmp_path: Path) -> None:
         select(run, tmp_path / "pairs.arrow", 1)
 
 
-def test_is_drawn_depends_on_the_id_alone() -> None:
-    assert is_drawn("0" * 24 + "7fffffff", 0.5)
-    assert not is_drawn("0" * 24 + "80000000", 0.5)
+def test_select_max_pairs_keeps_the_proportion_of_the_weights(tmp_path: Path) -> None:
+    rows = [pair(i, strategy) for i in range(1000) for strategy in ("prefix", "demon")]
+    run = run_with(tmp_path, rows, {"prefix": 3.0, "demon": 1.0}, max_pairs=400)
+    taken = select(run, tmp_path / "pairs.arrow", 1).by_strategy
+    assert 265 < taken["prefix"] < 335  # 300 of 400, within four standard deviations of 8.7
+
+
+def test_rank_depends_on_the_id_alone() -> None:
+    assert rank("0" * 24 + "7fffffff", 0.5) < 1
+    assert rank("0" * 24 + "80000000", 0.5) == 1
+    assert rank("0" * 32, 0.0) == math.inf
+
+
+@pytest.mark.parametrize(
+    ("score", "expected"),
+    [
+        ({"margin": 0.0}, 0.5),
+        ({"margin": math.log(3)}, 0.75),
+        ({"margin": -800.0}, 0.0),
+        ({"margin": None}, None),
+        ({"judge": "chosen"}, 1.0),
+        ({"judge": "tie"}, 0.5),
+        ({"judge": "rejected"}, 0.0),
+        ({"judge": None}, None),
+        ({"reward_chosen": 1.0, "reward_rejected": 1.0 + math.log(3)}, 0.25),
+        ({"reward_chosen": 1.0, "reward_rejected": None}, None),
+    ],
+)
+def test_confidence_is_the_probability_of_the_label(score: dict[str, Any], expected: float | None) -> None:
+    by = next(iter(score)).partition("_")[0]
+    assert confidence(score, by) == (None if expected is None else pytest.approx(expected))
+
+
+def test_select_weighs_pairs_by_their_own_scores(tmp_path: Path) -> None:
+    verdicts = ("chosen", "tie", "rejected", None)
+    rows = [{**pair(i, "refine"), "judge": verdicts[i % 4]} for i in range(4000)]
+    selection = select(run_with(tmp_path, rows, {"refine": 1.0}, weight_by="judge"), tmp_path / "pairs.arrow", 1)
+    judged = {row["pair_id"]: row["judge"] for row in rows}
+    taken = [judged[pair_id] for pair_id in Dataset.from_file(str(selection.path))["pair_id"]]
+    assert taken.count("chosen") == taken.count(None) == 1000  # what was not measured stays
+    assert taken.count("rejected") == 0
+    assert 435 < taken.count("tie") < 565  # half of 1,000, within four standard deviations of 16
+
+
+def test_margin_of_is_scaled_and_cut() -> None:
+    wanted = TargetMargin(by="margin")
+    assert margin_of({"margin": 10.0}, wanted) == pytest.approx(2.0)
+    assert margin_of({"margin": -500.0}, wanted) == pytest.approx(-8.0)
+    assert margin_of({"margin": None}, wanted) == 0.0
+    rewards = {"reward_chosen": 3.0, "reward_rejected": 1.0}
+    assert margin_of(rewards, TargetMargin(by="reward", scale=0.5, clamp=1.0)) == 0.5
+
+
+def test_margin_trainer_loss_is_that_of_the_formula(tmp_path: Path, tiny_model: Path) -> None:
+    model, reference = (AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32) for _ in range(2))
+    with torch.no_grad():  # another model than the reference, so that the log-ratios are not zero
+        model.get_input_embeddings().weight[::2] *= 3
+    turns = ("prompt", "chosen", "rejected")
+    margins, options = [0.0, 3.0, -2.0, 5.0], {"remove_unused_columns": False, "report_to": "none"}
+    rows = [{name: pair(i)[name] for name in turns} | {"target_margin": m} for i, m in enumerate(margins)]
+    trainer = MarginTrainer(
+        model=model,
+        ref_model=reference,
+        args=DPOConfig(str(tmp_path), beta=0.1, per_device_train_batch_size=4, use_cpu=True, bf16=False, **options),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(tiny_model),
+    )
+    batch = next(iter(trainer.get_train_dataloader()))
+    loss = trainer.compute_loss(trainer.model, dict(batch)).item()
+
+    def logps(which: Any) -> tuple[torch.Tensor, ...]:
+        with torch.no_grad():
+            logits = which(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
+        tokens = logits.log_softmax(-1).gather(2, batch["input_ids"][:, 1:, None])[..., 0]
+        return (tokens * batch["completion_mask"][:, 1:]).sum(1).chunk(2)
+
+    (chosen, rejected), (old_chosen, old_rejected) = logps(model), logps(reference)
+    difference = (chosen - old_chosen) - (rejected - old_rejected)
+    assert difference.abs().min() > 1e-3
+    expected = -torch.nn.functional.logsigmoid(0.1 * (difference - batch["target_margin"])).mean()
+    assert loss == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_wilson_against_known_values() -> None:

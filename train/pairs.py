@@ -1,5 +1,5 @@
-"""Which pairs are trained on: the kept ones of the training split, in the share that the strategies' weights say, and
-with `balance_length` only as many as leave both sides equally long."""
+"""Which pairs are trained on: the kept ones of the training split, in the share that the strategies' weights and their
+own scores say, and with `balance_length` only as many as leave both sides equally long."""
 
 from __future__ import annotations
 
@@ -13,10 +13,20 @@ import pyarrow as pa
 
 from factory.errors import InputError
 from factory.length import balance
+from factory.recipe import TargetMargin
 from factory.run import Run
+from factory.score import confidence, signed
 from factory.shard import MESSAGES, parquet, shards
 
-TRAINING = pa.schema([("pair_id", pa.string()), ("prompt", MESSAGES), ("chosen", MESSAGES), ("rejected", MESSAGES)])
+TRAINING = pa.schema(
+    [
+        ("pair_id", pa.string()),
+        ("prompt", MESSAGES),
+        ("chosen", MESSAGES),
+        ("rejected", MESSAGES),
+        ("target_margin", pa.float64()),  # nats of the log-ratio difference
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +46,20 @@ def shares(run: Run) -> dict[str, float]:
     return {name: weight / largest for name, weight in weights.items()}
 
 
-def is_drawn(pair_id: str, share: float) -> bool:
-    """Whether a pair is among its strategy's share: decided by its id alone, the same in every run."""
-    return int(pair_id[-8:], 16) / 2**32 < share
+def rank(pair_id: str, share: float) -> float:
+    """A pair's place in the draw, by its id alone and so the same in every run: below 1 with the probability ``share``.
+
+    The lowest ranks of several strategies hold them in the proportion of their shares: a draw of fewer pairs does too.
+    """
+    return int(pair_id[-8:], 16) / 2**32 / share if share else float("inf")
+
+
+def margin_of(row: dict[str, Any], wanted: TargetMargin | None) -> float:
+    """What is taken off the pair's log-ratio difference, in nats."""
+    value = None if wanted is None else signed(row, wanted.by)
+    if wanted is None or value is None:
+        return 0.0
+    return wanted.scale * max(-wanted.clamp, min(wanted.clamp, value))
 
 
 def kept(run: Run, split: str) -> Iterator[dict[str, Any]]:
@@ -68,12 +89,13 @@ def select(run: Run, target: Path, multiple: int) -> Selection:
     pairs = run.current("pairs", f"pairs {run.path}")
     # Decided by other digits of the id than the shares, so that neither choice disturbs the other.
     balanced = None if target_d is None else balance(pairs, target_d, split="train")
-    drawn = [
-        row["pair_id"]
-        for row in kept(run, "train")
-        if is_drawn(row["pair_id"], share.get(row["strategy"], 0.0)) and (balanced is None or balanced.holds(row))
-    ]
-    chosen = set(sorted(drawn, key=lambda pair_id: pair_id[-8:])[: settings.max_pairs])
+    drawn = []
+    for row in kept(run, "train"):
+        sure = confidence(row, settings.weight_by) if settings.weight_by else None
+        place = rank(row["pair_id"], share.get(row["strategy"], 0.0) * (1.0 if sure is None else sure))
+        if place < 1 and (balanced is None or balanced.holds(row)):
+            drawn.append((place, row["pair_id"]))
+    chosen = {pair_id for _, pair_id in sorted(drawn)[: settings.max_pairs]}
     by_strategy: Counter[str] = Counter()
     last: dict[str, Any] | None = None
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -82,12 +104,13 @@ def select(run: Run, target: Path, multiple: int) -> Selection:
         for row in kept(run, "train"):
             if row["pair_id"] in chosen:
                 by_strategy[row["strategy"]] += 1
-                last = {name: row[name] for name in TRAINING.names}
+                last = {**row, "target_margin": margin_of(row, settings.target_margin)}
+                last = {name: last[name] for name in TRAINING.names}
                 writer.write_batch(pa.RecordBatch.from_pylist([last], TRAINING))
         num_pairs = by_strategy.total()
         num_fillers = -num_pairs % multiple
         if last is not None and num_fillers:
-            filler = {**last, "pair_id": "filler", "rejected": last["chosen"]}
+            filler = {**last, "pair_id": "filler", "rejected": last["chosen"], "target_margin": 0.0}
             writer.write_batch(pa.RecordBatch.from_pylist([filler] * num_fillers, TRAINING))
     if not num_pairs:
         outcomes = run.manifest["pairs"]["strategies"]

@@ -3,6 +3,7 @@ command line imports this module only when it trains."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import time
@@ -21,6 +22,7 @@ from transformers import (
     TrainingArguments,
 )
 from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from factory.recipe import Train
 
@@ -41,6 +43,37 @@ class Reporter(TrainerCallback):
                 file.write(json.dumps(row) + "\n")
 
 
+class Collator(DataCollatorForPreference):
+    """TRL's, with the pairs' target margins beside their tokens."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = super().torch_call(examples)
+        batch["target_margin"] = torch.tensor([example["target_margin"] for example in examples])
+        return batch
+
+
+class MarginTrainer(DPOTrainer):
+    """DPO with a target margin for each pair: -log sigmoid(beta x (log-ratio difference - margin)).
+
+    The same loss has plain DPO with a reference that gives the chosen answer as many nats more, and TRL takes the
+    reference's log-probabilities from the batch where ``precompute_ref_logps`` is set. The rewards that it logs are
+    what goes beyond the margin.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.data_collator = Collator(**dataclasses.asdict(self.data_collator))
+        self.precompute_ref_logps = True
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        batch = {name: value for name, value in inputs.items() if name != "target_margin"}
+        chosen, rejected = self.compute_ref_log_probs(self.ref_model, batch)
+        batch |= {"ref_chosen_logps": chosen + inputs["target_margin"], "ref_rejected_logps": rejected}
+        return super().compute_loss(model, batch, return_outputs, num_items_in_batch)
+
+
 def loop(config: dict[str, Any]) -> None:
     """Train on this worker and, on the first one, save the model. ``config`` is made by ``train.dpo``."""
     settings = Train.model_validate(config["train"])
@@ -55,14 +88,15 @@ def loop(config: dict[str, Any]) -> None:
     # found again by a hash of the data set, and is not safe with several nodes on one storage.
     reference = AutoModelForCausalLM.from_pretrained(config["model"], dtype=torch.float32, **load)
     tokenizer = AutoTokenizer.from_pretrained(config["model"], **load)
-    trainer = DPOTrainer(
-        model=model,
-        ref_model=reference,
-        args=arguments(settings, config),
-        train_dataset=Dataset.from_file(config["pairs"]),
-        processing_class=tokenizer,
-        callbacks=[Reporter(Path(config["logs"]) / "train.jsonl")],
-    )
+    options: dict[str, Any] = {
+        "model": model,
+        "ref_model": reference,
+        "args": arguments(settings, config),
+        "train_dataset": Dataset.from_file(config["pairs"]),
+        "processing_class": tokenizer,
+        "callbacks": [Reporter(Path(config["logs"]) / "train.jsonl")],
+    }
+    trainer = MarginTrainer(**options) if settings.target_margin else DPOTrainer(**options)
     trainer.train(resume_from_checkpoint=last_checkpoint(Path(config["checkpoints"])))
     # All workers take part: with sharded weights each holds a part.
     trainer.save_model(config["target"])
@@ -84,6 +118,7 @@ def arguments(settings: Train, config: dict[str, Any]) -> DPOConfig:
         per_device_train_batch_size=settings.micro_batch_size,
         gradient_accumulation_steps=settings.batch_size // per_step,
         max_length=settings.max_length,
+        remove_unused_columns=settings.target_margin is None,  # the margins are no input of the model
         bf16=settings.precision == "bf16",
         gradient_checkpointing=settings.gradient_checkpointing,
         # FSDP2: ZeRO-2 keeps the gathered parameters between forward and backward, ZeRO-3 gives them back.
