@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from factory.family import kinship
 from factory.length import Cells
 from factory.run import Run
 from factory.statistic import quantile, wilson
@@ -29,6 +30,7 @@ def account(run: Run, found: Survey) -> Json:
         "run": header(run, manifest, found),
         "flow": flow(manifest, strategies, found.outcomes),
         "accuracy": [accuracy(name, found) for name in strategies],
+        "kinship": {key: kinship(run.order, name) for key, name in measuring(run).items()},
         "lengths": [lengths(name, found, manifest.get("pairs", {}).get("balance")) for name in strategies],
         "effort": effort(manifest),
         "models": models(run, manifest),
@@ -128,6 +130,13 @@ def _sums(manifest: Json, rows: list[Json], totals: Json) -> list[Json]:
             "holds": not differing,
         },
     ]
+
+
+def measuring(run: Run) -> dict[str, str]:
+    """The variants that judge or reward the pairs, by measure."""
+    scores = run.order.recipe.scores
+    named = {"judge": scores.judge, "reward": scores.reward} if scores else {}
+    return {key: name for key, name in named.items() if name}
 
 
 def accuracy(strategy: str, found: Survey) -> Json:

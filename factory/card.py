@@ -13,12 +13,15 @@ import jinja2
 import pyarrow.compute as pc
 import yaml
 
+from factory import account
 from factory.embedded import SCHEME, cache_folder
 from factory.errors import InputError
 from factory.export import Exported
+from factory.family import kinship
 from factory.recipe import Variant
 from factory.run import Run
 from factory.shard import parquet, shards
+from factory.survey import Survey, survey
 
 NOT_STATED = "not stated"
 LICENCE_NAME = "see-licences-of-the-models"
@@ -38,7 +41,7 @@ def card(run: Run, export: Exported | None = None) -> str:
     Raises:
         InputError: the run has no pairs yet.
     """
-    run.current("pairs", f"pairs {run.path}")
+    found = survey(run.current("pairs", f"pairs {run.path}"))
     recipe, manifest = run.order.recipe, run.manifest
     kept = _kept(run)
     text = (files("factory") / "templates" / "card.md.jinja").read_text(encoding="utf-8")
@@ -52,6 +55,8 @@ def card(run: Run, export: Exported | None = None) -> str:
         export=export,
         load=_load(run) if export is None else _load_export(export),
         strategies=[_strategy(run, name, kept) for name in recipe.strategies],
+        measured=[_measured(name, found) for name in recipe.strategies],
+        kinship=[kinship(run.order, name) for name in account.measuring(run).values()],
         models=[_model(name, variant) for name, variant in recipe.variants.items()],
         source=", ".join(f"`{_named(text)}`" for text in ([source] if isinstance(source, str) else source)),
         prompts=manifest["prompts"],
@@ -152,6 +157,28 @@ def _strategy(run: Run, name: str, kept: Counter[tuple[str, str]]) -> dict[str, 
         "failed": sum(outcomes["failed"].values()),
         "reasons": ", ".join(reasons),
     }
+
+
+def _measured(name: str, found: Survey) -> dict[str, str]:
+    """What was measured about the kept pairs of a strategy, as cells of a table."""
+    length = account.lengths(name, found, None)["all"]
+    agreed = account.accuracy(name, found)
+    apart = length is not None and length["d"] is not None
+    return {
+        "name": name,
+        "length": f"{length['d']:+.2f}" if apart else "-",
+        "longer": f"{length['longer_is_chosen']:.0%}" if apart else "-",
+        **{measure: _share(agreed[measure]) for measure in ("margin", "judge", "reward")},
+    }
+
+
+def _share(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "not measured"
+    raw = found["raw"]
+    ties = f", {raw['ties']} ties" if raw.get("ties") else ""
+    share = f"{raw['share']:.0%} ({raw['low']:.0%} to {raw['high']:.0%})" if raw["n"] else "-"
+    return f"{share} of {raw['n']}{ties}"
 
 
 def _model(name: str, variant: Variant) -> dict[str, str]:

@@ -13,7 +13,7 @@ from running import SIX
 from factory import cookbook
 from factory.length import lengths_of
 from factory.pair import count, outcomes_of, pair_id
-from factory.run import Run
+from factory.run import Run, plain
 from factory.shard import PAIR, write_shard
 
 SCORED = [
@@ -103,6 +103,7 @@ def run_of(folder: Path | str, rows: list[dict[str, Any]], *, per_shard: int = 4
         written.append(write_shard(table, target / f"{number:05}.parquet", {}, rows_per_group=150))
     lengths = {name: found.as_json() for name, found in lengths_of(pa.Table.from_pylist(rows, schema)).items()}
     outcomes = {name: outcomes_of(book) for name, book in count(rows).items()}
-    run.switch("pairs", target, written, seconds=1.5, strategies=outcomes, lengths=lengths)
+    checks = plain(run.order.recipe.checks)
+    run.switch("pairs", target, written, seconds=1.5, strategies=outcomes, lengths=lengths, checks=checks)
     run.update(effort=[effort])
     return run

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from paired import made_up, run_of
 from running import popalign
 
 from factory.card import LICENCE_NAME, NOT_STATED, card, licence_of
@@ -52,6 +53,24 @@ def test_card_command_writes_counts_that_are_those_of_the_shards(mixed: Run) -> 
     assert f"Not kept: {rejected} truncated, {failed} generation_error." in text
     assert "Contrast accuracy 88.0 % by GPT-4" in text, "the strategies in words"
     assert mixed.order.fingerprint in text and mixed.manifest["pairs"]["checksum"] in text
+
+
+def test_card_says_what_was_measured_of_the_kept_pairs(tmp_path: Path) -> None:
+    rows = made_up(40, ["refine", "prefix"])
+    for row in rows[1::2]:  # prefix
+        row.update(margin=None, judge=None, reward_chosen=None)
+    kept = [row for row in rows if row["strategy"] == "refine" and row["status"] == "kept"]
+    agree = sum(row["margin"] > 0 for row in kept)
+    verdicts = Counter(row["judge"] for row in kept)
+    decided = verdicts["chosen"] + verdicts["rejected"]
+    text = card(run_of(tmp_path / "run", rows))
+    (cells,) = re.findall(r"^\| refine \| ([+-].*) \|$", text, re.MULTILINE)
+    _, _, margin, judge, reward = cells.split(" | ")
+    assert margin.startswith(f"{agree / len(kept):.0%} (") and margin.endswith(f" of {len(kept)}")
+    assert judge.startswith(f"{verdicts['chosen'] / decided:.0%} (")
+    assert judge.endswith(f" of {decided}, {verdicts['tie']} ties")
+    assert reward.endswith(f" of {len(kept)}")
+    assert re.search(r"^\| prefix \| .* \| not measured \| not measured \| not measured \|$", text, re.MULTILINE)
 
 
 def test_card_front_matter_assumes_no_licence(mixed: Run) -> None:
