@@ -21,13 +21,14 @@ from factory.check import Checks, Side
 from factory.cookbook import Order
 from factory.errors import RunError
 from factory.generate import Progress
-from factory.length import Lengths, balance, joined, lengths_of
+from factory.length import COLUMNS, Lengths, balance, joined, lengths_of
 from factory.place import Place
 from factory.refusal import declining
 from factory.run import Run, plain
 from factory.score import Keep, agrees, judged, score, turned
 from factory.session import gathered
 from factory.shard import PAIR, ShardWriter, Written, parquet, shards
+from factory.twin import reject_twins
 from strategies import reading
 from strategies.contrast import Generation, Message, Reply, Strategy
 from strategies.score import Scores
@@ -172,6 +173,19 @@ def _pair_shard(
     return books, writer.write(target), lengths
 
 
+@ray.remote(num_cpus=1)
+def _recount(folder: Place, shard: Written) -> tuple[Books, Written, dict[str, Lengths]]:
+    """The books and lengths of a shard that is there already."""
+    books: Books = {}
+    lengths: dict[str, Lengths] = {}
+    with parquet(folder / shard.name) as file:
+        for batch in file.iter_batches(columns=["reason", *COLUMNS]):
+            table = pa.Table.from_batches([batch])
+            _add(books, count(table.to_pylist()))
+            _join(lengths, lengths_of(table))
+    return books, shard, lengths
+
+
 def count(rows: Sequence[dict[str, Any]]) -> Books:
     """Pairs by strategy and outcome."""
     books: Books = {}
@@ -201,6 +215,11 @@ def make_pairs(run: Run, progress: Progress) -> dict[str, Any]:
 
     with progress("pairs", len(sources), "shards") as meter:
         parts = gathered(start, sources, meter.update)
+    if checks["near_duplicate"] is not None and any(book.get("kept") for part, *_ in parts for book in part.values()):
+        renewed = reject_twins(target, [shard for _, shard, _ in parts], checks["near_duplicate"], metadata)
+        counted = gathered(lambda shard: _recount.remote(target, shard), list(renewed.values()), lambda done: None)
+        anew = dict(zip(renewed, counted, strict=True))
+        parts = [anew.get(part[1].name, part) for part in parts]
     books: Books = {}
     lengths: dict[str, Lengths] = {}
     for part, _, measured in parts:

@@ -271,6 +271,9 @@ class CheckSettings(Section):
     near_identical: Limit | None = 0.95
     """Reject pairs of 20 words a side or more that have this share of words in common, in order, and differ in no
     number and no negation. null: none."""
+    near_duplicate: Annotated[float, Field(ge=0.5, le=1)] | None = None
+    """Reject a pair whose two answers are near to those of an earlier one, whatever its prompt: the Jaccard similarity
+    of their word 3-grams reaches this. Default: none is looked for."""
 
 
 class TargetMargin(Section):

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+import factory.banding
 import factory.prompt
-import factory.sieve
 from factory.overlap import words
 from factory.place import Place
 from factory.prompt import Staged, stage
@@ -131,9 +131,9 @@ def test_sieve_result_does_not_depend_on_shards_slices_buckets_and_rounds(
     assert one.set_aside["near_duplicate"] > 50
     monkeypatch.setattr(factory.prompt, "PROMPTS_AT_ONCE", 64)
     monkeypatch.setattr(factory.prompt, "TARGET_BYTES", 1)
-    monkeypatch.setattr(factory.sieve, "PROMPTS_PER_TASK", 10)
-    monkeypatch.setattr(factory.sieve, "ROWS_PER_BUCKET", 100)
-    monkeypatch.setattr(factory.sieve, "ROWS_PER_ROUND", 300 * 8)  # 16 bands in two rounds
+    monkeypatch.setattr(factory.banding, "ROWS_PER_TASK", 10)
+    monkeypatch.setattr(factory.banding, "ROWS_PER_BUCKET", 100)
+    monkeypatch.setattr(factory.banding, "ROWS_PER_ROUND", 300 * 8)  # 16 bands in two rounds
     many, written = staged(tmp_path / "many", prompts)
     assert len(written) == 5
     assert many == one

@@ -8,7 +8,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray.train
 import torch
@@ -62,7 +62,8 @@ class MarginTrainer(DPOTrainer):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.data_collator = Collator(**dataclasses.asdict(self.data_collator))
+        theirs = cast(DataCollatorForPreference, cast(Any, self).data_collator)
+        self.data_collator = Collator(**dataclasses.asdict(theirs))
         self.precompute_ref_logps = True
 
     def compute_loss(
