@@ -10,8 +10,12 @@ from factory.text import WORD, Text, normal
 from strategies.preset import Preset
 from strategies.reading import MARKER
 
-# A short affix such as "(bad response)" is matched as it stands; of long texts a run of this many words is enough.
+# A short affix such as "(bad response)" is matched as it stands; of long texts a run of this many words is enough, and
+# of demonstrations one of fewer, if one of its words is no small one: "keep a sourdough starter alive" and its like
+# stand in no answer to other questions (0 of 1,872).
 LEAK_WORDS = 8
+DEMONSTRATION_WORDS = 5
+LONG_WORD = 5
 # A thought that is repeated is known by its opening; shorter ones are everyday phrases.
 THOUGHT_WORDS = 5
 
@@ -34,6 +38,10 @@ SPEAKER = re.compile(
     r"(?<![\w/.@-])\**(?:(User|USER|Human|HUMAN|Assistant|ASSISTANT|AI Assistant|Instruction|INSTRUCTION)\**[ ]?:"
     r"|(System|SYSTEM)\**[ ]?: ?(?=You are))(?!:)"
 )
+# The system message that a template writes where there is none, given back as an answer: 38 of 711 kept pairs.
+SYSTEM = re.compile(
+    r"\b[Yy]ou are (?:an?|the) (?:\w+ )?(?:helpful|AI) (?:\w+ )?(?:assistant|tool|model|system|chatbot)\b"
+)
 HEADING = re.compile(
     r"^[ ]{0,3}#{2,}[ ]*(?:(?:Instruction|Response|Human|User|Assistant|System)\b[ ]*:?|Input[ ]*:)", re.MULTILINE
 )
@@ -43,11 +51,15 @@ DIALOGUE = re.compile(r"\b(?:dialog|conversation|chat|transcript|script|intervie
 ROLES = re.compile(r"\b(?:user|human|assistant|ai|chat ?bot|robot)s?\b", re.IGNORECASE)
 
 # "Here's a better response:" is said by an answer to an instruction that asked for one. Of some 2,400 answers of the
-# embedded model 343 say so, and none of 1,872 that were written for bare prompts.
+# embedded model 343 say so or alike, and none of 1,872 that were written for bare prompts.
 META = re.compile(
-    r"\b(?:better|improved|revised|good|great|bad|worse|(?:un)?helpful|harm(?:ful|less)|more \w+) "
+    r"\b(?:better|best|improved|revised|good|great|bad|worse|(?:un)?helpful|harm(?:ful|less)) "
     r"(?:response|answer|reply)\b"
-    r"|\b(?:response|answer) (?:is|that is|would be) (?:better|good|bad|more)\b",
+    r"|\b(?:original|initial|previous|provided|given|above) response\b|\byour response\b"
+    r"|\bthis response (?:is|was|does|has|isn't|doesn't|contains|uses|provides|follows)\b"
+    # "Tell me more, so that I can give a more accurate response" is not said of the answer itself.
+    r"|\b(?:here(?:'s| is)|this is) (?:a|the) (?:\w+ )?more \w+ (?:response|answer|reply)\b"
+    r"|\b(?:response|answer) (?:is|that is|would be) (?:(?:not|very|so|too) )?(?:better|good|bad)\b",
     re.IGNORECASE,
 )
 # "How do I respond to ...?" asks about responses; "Answer in two sentences." does not.
@@ -68,7 +80,9 @@ class Leaks:
     @classmethod
     def of(cls, preset: Preset, kinds: Collection[str]) -> Leaks:
         phrases: dict[str, list[str]] = {}
-        for phrase in dict.fromkeys([part for text in preset.phrases for part in _parts(text)] + _sentences(preset)):
+        shown = {text for each in preset.demonstrations for text in (each.question, each.good, each.bad)}
+        runs = [(text, DEMONSTRATION_WORDS if text in shown else LEAK_WORDS) for text in preset.phrases]
+        for phrase in dict.fromkeys([part for text, run in runs for part in _parts(text, run)] + _sentences(preset)):
             phrases.setdefault(max(WORD.findall(phrase), key=len, default=""), []).append(phrase)
         return cls(phrases, frozenset(kinds))
 
@@ -103,6 +117,8 @@ def _role(answer: str, asked: str) -> bool:
         return True
     if any(match[0] not in asked.split("\n") for match in BARE.finditer(answer)):
         return True
+    if SYSTEM.search(answer) and not SYSTEM.search(asked):
+        return True
     if not (speakers := {(match[1] or match[2]).casefold() for match in SPEAKER.finditer(answer)}):
         return False
     given = {(match[1] or match[2]).casefold() for match in SPEAKER.finditer(asked)}
@@ -126,13 +142,14 @@ def _stands_in(phrase: str, text: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(phrase)}{end}", text) is not None
 
 
-def _parts(phrase: str) -> list[str]:
-    """A short phrase whole; a long one as its runs of ``LEAK_WORDS`` words."""
+def _parts(phrase: str, run: int) -> list[str]:
+    """A short phrase whole; a long one as its runs of that many words, less those of small words only."""
     words = normal(phrase).split()
     if len(words) <= LEAK_WORDS:
         # Single demonstration sentences can be everyday questions; the affix with its brackets never is.
         return [" ".join(words)]
-    return [" ".join(words[i : i + LEAK_WORDS]) for i in range(len(words) - LEAK_WORDS + 1)]
+    runs = [words[i : i + run] for i in range(len(words) - run + 1)]
+    return [" ".join(found).rstrip(",;:") for found in runs if max(map(len, found)) >= LONG_WORD]
 
 
 def _sentences(preset: Preset) -> list[str]:

@@ -9,6 +9,8 @@ from operator import eq
 NGRAM = 4
 # Short answers repeat words in earnest: "no, no, no".
 MIN_WORDS = 16
+# In these, the same word so often in a row is a loop.
+MIN_SAME = 6
 # A unit of at most this many words, this many times in a row, is a loop.
 MAX_PERIOD = 12
 MIN_TURNS = 4
@@ -26,8 +28,8 @@ def repeats(raw: str, words: Sequence[str], threshold: float) -> bool:
     turns or more is a quarter of the answer."""
     if len(words) * 25 < len(raw):  # emoji, or one endless word
         words = [character for character in raw if not character.isspace()]
-    if len(words) < MIN_WORDS:
-        return False
+    if len(words) < MIN_WORDS:  # "10,192,192,192,192,192,192"
+        return any(words[i : i + MIN_SAME] == [word] * MIN_SAME for i, word in enumerate(words))
     share = repeated(words)
     if share >= threshold:
         return True

@@ -42,7 +42,7 @@ def test_check_clean_pair_is_kept(preset: Preset) -> None:
         "A good question needs a bad one beside it.",  # the words of the preset, not its texts
         "Being helpful and harmless is the aim of many chat models.",
         "The sky turned red and the starter was fed twice.",
-        "Feed your sourdough starter with flour and put it into the fridge.",
+        "Feed the sourdough daily, and keep it in the fridge.",
         "My first thought: ask a friend. Their response: silence.",
         "1 < 2 and 3 > 2, so <b>2</b> lies between them.",
         "Use `print('{}')` and %s; 100 % sure.",
@@ -99,10 +99,10 @@ def test_check_leak_each_text_of_each_demonstration(preset: Preset, number: int,
 
 
 @pytest.mark.parametrize("start", [0, 5, 20])
-def test_check_leak_eight_words_of_a_long_demonstration_are_enough(preset: Preset, start: int) -> None:
+def test_check_leak_five_words_of_a_long_demonstration_are_enough(preset: Preset, start: int) -> None:
     words = preset.demonstrations[0].good.split()
-    assert both(Checks.of(preset), said(f"Paris. {' '.join(words[start : start + 8])} Paris.")) == "leak"
-    assert both(Checks.of(preset), said(f"Paris. {' '.join(words[start : start + 7])} Paris.")) is None
+    assert both(Checks.of(preset), said(f"Paris. {' '.join(words[start : start + 5])} Paris.")) == "leak"
+    assert both(Checks.of(preset), said(f"Paris. {' '.join(words[start : start + 4])} Paris.")) is None
 
 
 def test_check_leak_each_instruction(preset: Preset) -> None:
