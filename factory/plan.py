@@ -120,7 +120,7 @@ def make_plan(
         owed = [{i: g for i, g in row.items() if i not in old} for row, old in zip(owed, there, strict=True)]
     distinct = sum(map(len, owed)) / len(owed)
     saved = sum(sum(len(unique([contrast])) for contrast in row) - len(unique(row)) for row in contrasts) / len(owed)
-    passes = stage_order(generation for row in owed for generation in row.values())
+    passes = passes_of(generation for row in owed for generation in row.values())
     schedule, stages = _schedule(order.recipe, passes, owed, nodes, num_prompts)
     train = order.recipe.train
     return Plan(
@@ -159,22 +159,22 @@ def owing(prompt: tuple[Message, ...], strategies: Iterable[Strategy], scores: S
                 yield generation
 
 
-def stage_order(generations: Iterable[Generation]) -> list[str]:
-    """Variants in an order in which every generation finds the answers that it needs.
+def passes_of(generations: Iterable[Generation]) -> list[tuple[str, frozenset[str]]]:
+    """Variants in an order in which every generation finds the answers that it needs, with the ids of what each makes.
 
     A variant stands twice where two variants wait for each other's answers (A revises B, which revises A).
     """
     pending = {generation.id: generation for generation in generations}
     # Replies to what is not among them were made before.
     made = {reply.id for generation in pending.values() for reply in generation.replies} - pending.keys()
-    order: list[str] = []
+    order: list[tuple[str, frozenset[str]]] = []
     while pending:
         variants = list(dict.fromkeys(generation.variant for generation in pending.values()))
         progress = {variant: _resolvable(variant, pending, made) for variant in variants}
         complete = [v for v in variants if len(progress[v]) == sum(g.variant == v for g in pending.values())]
         best = complete[0] if complete else max(variants, key=lambda variant: len(progress[variant]))
         assert progress[best], "generations depend on each other in a circle"
-        order.append(best)
+        order.append((best, frozenset(progress[best])))
         made |= progress[best]
         pending = {identity: g for identity, g in pending.items() if identity not in made}
     return order
@@ -190,31 +190,36 @@ def _resolvable(variant: str, pending: dict[str, Generation], made: set[str]) ->
 
 
 def _schedule(
-    recipe: Recipe, passes: list[str], owed: list[dict[str, Generation]], nodes: Sequence[Node], num_prompts: int | None
+    recipe: Recipe,
+    passes: list[tuple[str, frozenset[str]]],
+    owed: list[dict[str, Generation]],
+    nodes: Sequence[Node],
+    num_prompts: int | None,
 ) -> tuple[Literal["streaming", "phased"], tuple[Stage, ...]]:
-    counts: Counter[str] = Counter(g.variant for row in owed for g in row.values())
-    tokens: Counter[str] = Counter()
-    for generation in (g for row in owed for g in row.values()):
+    where = {identity: i for i, (_, made) in enumerate(passes) for identity in made}
+    counts: Counter[int] = Counter()
+    tokens: Counter[int] = Counter()
+    for identity, generation in (item for row in owed for item in row.items()):
+        counts[where[identity]] += 1
         if generation.measure is None:
-            tokens[generation.variant] += generation.sampling.max_tokens or recipe.sampling.max_tokens
+            tokens[where[identity]] += generation.sampling.max_tokens or recipe.sampling.max_tokens
 
     def stage(i: int, together: bool) -> Stage:
         """A pool at its smallest, alone on the machine or sharing its CPUs with all others."""
-        name = passes[i]
+        name = passes[i][0]
         variant = recipe.variants[name]
         replicas = _fewest(variant)
         if variant.replicas is None and not together and takes_all_cpus(variant):
             replicas = sum(2 * node.cpus > max(n.cpus for n in nodes) for node in nodes)  # one on each node
-        sharing = sum(_fewest(recipe.variants[other]) for other in passes) if together else replicas
-        first = passes.index(name) == i  # a second pass of a variant owes only what the first could not make
+        sharing = sum(_fewest(recipe.variants[other]) for other, _ in passes) if together else replicas
         return Stage(
             variant=name,
             replicas=replicas,
             elastic=variant.replicas if isinstance(variant.replicas, tuple) else None,
             cpus=_cpus(variant, nodes, sharing),
             gpus=variant.gpus,
-            generations=counts[name] / len(owed) if first else 0,
-            max_new_tokens=tokens[name] / len(owed) if first else 0,
+            generations=counts[i] / len(owed),
+            max_new_tokens=tokens[i] / len(owed),
         )
 
     phased = tuple(_grown((stage(i, together=False),), recipe, nodes, num_prompts)[0] for i in range(len(passes)))

@@ -143,7 +143,7 @@ def raw(recipe: str) -> dict[str, float]:
     from factory.cookbook import order
     from factory.engine.vllm import engine_args, sampling_params
     from factory.model import load_tokenizer, render, resolve
-    from factory.plan import stage_order, unique
+    from factory.plan import passes_of, unique
     from factory.prompt import parse, read
     from factory.request import build
     from strategies.reading import answer
@@ -157,7 +157,7 @@ def raw(recipe: str) -> dict[str, float]:
 
     answers: list[dict[str, str]] = [{} for _ in rows]
     tokens = steady = 0.0
-    for name in stage_order(generation for row in rows for generation in row.values()):
+    for name, _ in passes_of(generation for row in rows for generation in row.values()):
         variant = wanted.recipe.variants[name]
         variant = variant.model_copy(update={"model": resolve(variant)})
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = f"{variant.kv_cache_gib:g}"

@@ -10,7 +10,7 @@ import pytest
 from factory import cookbook
 from factory.cookbook import Order, order
 from factory.errors import InputError
-from factory.plan import Node, Plan, make_plan, misfit, misfits, refit, require_fit, stage_order, unique
+from factory.plan import Node, Plan, make_plan, misfit, misfits, passes_of, refit, require_fit, unique
 from strategies.contrast import Contrast, Generation, Level, Message, Reply, Strategy
 
 ASK = (Message("user", "Name a river."),)
@@ -164,8 +164,8 @@ def test_stage_order_does_not_depend_on_the_order_of_the_strategies() -> None:
 def test_stage_order_variants_that_wait_for_each_other_get_a_second_pass() -> None:
     plan = make_plan(owing(PingPong("small", "strong")), CPU4)
     assert [stage.variant for stage in plan.stages] == ["small", "strong", "small"]
-    # Both answers of the student are counted at its first pass, so that the sum is right.
-    assert [stage.generations for stage in plan.stages] == [2, 1, 0]
+    # Each pass counts its own, so that the progress of the second has an end.
+    assert [stage.generations for stage in plan.stages] == [1, 1, 1]
     assert plan.as_json()["requests_per_prompt"] == {"small": 2, "strong": 1}
     assert plan.generations_per_prompt == 3
 
@@ -180,7 +180,7 @@ def test_stage_order_replay_finds_every_answer_that_is_needed() -> None:
     strategies = [*made().strategies, PingPong("small", "strong"), Revise("second", "small"), Revise("small", "second")]
     generations = unique(strategy.contrast(ASK) for strategy in strategies)
     made_ids: set[str] = set()
-    for variant in stage_order(generations.values()):
+    for variant, _ in passes_of(generations.values()):
         for identity, generation in generations.items():
             if generation.variant == variant and all(reply.id in made_ids for reply in generation.replies):
                 made_ids.add(identity)
