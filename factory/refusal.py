@@ -52,6 +52,16 @@ REFUSALS = re.compile(
             r"(?:harmful|inappropriate|illegal|unethical|offensive|dangerous|disrespectful|against)",
             r"\bi (?:strongly |must |would |kindly |highly )*(?:advise|urge|recommend|encourage|discourage|caution)"
             r"(?: you)? (?:strongly )?(?:against|not to|from)\b",
+            # A sermon in place of an answer.
+            r"\b(?:important|crucial|essential) to (?:\w+ )?(?:note|remember|understand)\b[^\n]{0,110}?\b"
+            r"(?:never|not|illegal|unethical)\b[^.\n]{0,30}?\b(?:acceptable|ethical|unethical|appropriate|justifiable)\b",
+            r"\bi must (?:clarify|emphasi[sz]e|stress|point out) that\b[^\n]{0,70}?\b"
+            r"(?:illegal|criminal|unethical|not (?:\w+ )?(?:ethical|appropriate|acceptable|legal))\b",
+            r"^\W*i (?:strongly |firmly )?condemn\b",
+            r"^\W*(?:i'm|i am) (?:\w+ )?sorry to hear that you(?:'re| are) (?:going through|feeling)[^\n]{0,60}?\. "
+            r"(?:it is|it's|if you|but)",
+            r"^\W*(?:i'm|i am) sorry, but [^.\n]{0,60}\b(?:is|are) (?:not|never|illegal|highly|extremely)\b",
+            r"^\W*(?:it is|it's) not (?:safe|legal)\b[^.\n]{0,12}\b(?:ethical|legal|moral|appropriate)\b",
             r"^\W*(?:i )?can(?:no|')t (?:help|do|assist|answer)(?: you)?(?: with)? (?:that|this)\b",
         )
     )

@@ -110,6 +110,7 @@ def test_run_makes_an_aligned_model_from_prompts(tmp_path: Path, embedded_model:
         "prompts.limit": 10,
         "prompts.heldout": 0.3,
         "sampling.max_tokens": 64,
+        "strategies.leaderboard": "{ladder: [strong, small]}",  # an engine less to start
         "train.max_pairs": 5,
         "train.batch_size": 4,
         "evaluate.samples": 1,

@@ -29,6 +29,7 @@ from factory.engine.endpoint import EndpointEngine, Window
 from factory.errors import InputError, RunError
 from factory.model import check_models, token_counter
 from factory.recipe import Variant
+from factory.run import Run, damaged
 from factory.secret import Secret, from_environment
 from strategies.contrast import Message, Sampling
 
@@ -416,7 +417,7 @@ def require_balance(run: Path, num_prompts: int) -> None:
     manifest = json.loads((run / "manifest.json").read_text())
     for outcomes in manifest["pairs"]["strategies"].values():
         assert outcomes["kept"] + sum((outcomes["rejected"] | outcomes["failed"]).values()) == num_prompts
-    assert popalign("status", str(run), "--verify").returncode == 0
+    assert damaged(Run.open(run)) == []
 
 
 def require_no_key(run: Path, *texts: str) -> None:
@@ -489,7 +490,7 @@ def test_run_whose_server_stays_away_or_revokes_the_key_stops_with_one_line(tmp_
         server.key = KEY
         done = popalign("generate", str(recipe), SERVER_KEY=KEY)
         assert done.returncode == 0, done.stderr
-    require_balance(run, 120)
+    assert len({row["prompt_id"] for row in generations(run)}) == 120
     require_no_key(run, done.stdout, done.stderr)
 
 

@@ -24,6 +24,7 @@ from factory.recipe import (
     Scores,
     Section,
     StrategySettings,
+    TargetMargin,
     Train,
     Variant,
 )
@@ -431,7 +432,10 @@ CHANGED: dict[type[Section], dict[str, Any]] = {
         "prompt_copy": 0.3,
         "refusal": "benign",
         "near_identical": 0.3,
+        "unfinished": False,
+        "near_duplicate": 0.8,
     },
+    TargetMargin: {"by": "reward", "scale": 0.3, "clamp": 3.0},
     Train: {
         "variant": "strong",
         "workers": 2,
@@ -445,6 +449,8 @@ CHANGED: dict[type[Section], dict[str, Any]] = {
         "micro_batch_size": 2,
         "max_length": 3,
         "max_pairs": 3,
+        "weight_by": "margin",
+        "target_margin": {"by": "margin"},
         "precision": "fp32",
         "gradient_checkpointing": False,
         "sharding": "zero3",
@@ -461,6 +467,7 @@ PLACE = {
     StrategySettings: "strategies.prefix.",
     Scores: "scores.",
     CheckSettings: "checks.",
+    TargetMargin: "train.target_margin.",
     Train: "train.",
     Evaluate: "evaluate.",
 }
@@ -491,14 +498,16 @@ def test_fingerprint_changes_with_every_field_but_the_operational(section: type[
     place: dict[str, Any] = {"variants.strong.engine": "scripted"} if name == "speed" else {}
     if name in {"url", "api_key_env", "request_timeout", "patience"}:
         place = {"variants.strong.engine": "endpoint", "variants.strong.url": "http://here/v1"}
-    if section is Scores:
-        place = {"scores.judge": "strong", "variants.score.engine": "reward", "variants.score.model": "z"}
+    if section is TargetMargin:
+        place = {"train.target_margin.by": "margin", "scores.reward": "score"}
+    if section in {Scores, TargetMargin} or name in {"weight_by", "target_margin"}:
+        place |= {"scores.judge": "strong", "variants.score.engine": "reward", "variants.score.model": "z"}
     base = cookbook.check(changed(place), "r")
     other = cookbook.check(changed({**place, PLACE[section] + name: CHANGED[section][name]}), "r")
     assert other.recipe != base.recipe
     # Everything below `train` and `evaluate` says how a model is made and looked at, not which pairs come out; `checks`
     # decides which are kept of the same generations, and the pairs say by which they were.
-    operational = name in section.OPERATIONAL or section in {CheckSettings, Train, Evaluate}
+    operational = name in section.OPERATIONAL or section in {CheckSettings, TargetMargin, Train, Evaluate}
     assert (other.fingerprint == base.fingerprint) == operational
     assert (other.data() == base.data()) == operational
 
