@@ -14,7 +14,7 @@ STAMP := .venv/.stamp
 LOG := .venv/install.log
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint check bench submit clean
+.PHONY: help env demo test soak lint check bench submit clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,9 +24,12 @@ env: $(STAMP)  ## make .venv with everything in it (EXTRA=gpu on a machine with 
 demo: env  ## run the demonstration: a real model on this machine's CPU, no account needed
 	@$(BIN)/popalign run demo
 
-test: env  ## run the tests
-	@$(BIN)/python -m pytest -m engine
-	@$(BIN)/python -m pytest -m "not engine" -n 2 --dist worksteal
+test: env  ## run the tests, some 25 minutes on two cores
+	@$(BIN)/python -m pytest -m "engine and not soak"
+	@$(BIN)/python -m pytest -m "not engine and not soak" -n 2 --dist worksteal
+
+soak: env  ## run the tests that take long and that `make test` leaves out
+	@$(BIN)/python -m pytest -m soak
 
 lint: env  ## check style, format and types
 	@$(BIN)/ruff check .

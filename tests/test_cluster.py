@@ -120,6 +120,7 @@ def test_submit_to_what_is_no_url_is_one_line(recipe: Path) -> None:
     assert done.stderr == "submit: --address 127.0.0.1:8265: expected a URL, such as http://127.0.0.1:8265\n"
 
 
+@pytest.mark.soak
 def test_job_survives_ctrl_c_and_is_resumed(head: str, recipe: Path) -> None:
     run = Path(yaml.safe_load(recipe.read_text())["run"])
     words = [str(recipe), "--command", "generate", "--address", head]

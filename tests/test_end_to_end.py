@@ -20,7 +20,7 @@ from factory.shard import shards
 from strategies.contrast import Generation, Message, Sampling
 
 
-@pytest.mark.parametrize("cpus", [1, 4])
+@pytest.mark.parametrize("cpus", [1, pytest.param(4, marks=pytest.mark.soak)])
 def test_generate_and_pairs_on_few_logical_cpus_balance(tmp_path: Path, cpus: int) -> None:
     recipe = scripted(tmp_path, 40, extra=["[[empty]] nothing", "[[truncated]] long", "[[error]] broken"])
     run = tmp_path / "run"

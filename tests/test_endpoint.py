@@ -465,6 +465,7 @@ def test_run_survives_a_cut_of_20_seconds_and_all_else_that_servers_do(tmp_path:
     require_no_key(run, out, error)
 
 
+@pytest.mark.soak
 def test_run_whose_server_stays_away_or_revokes_the_key_stops_with_one_line(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with Server(delay=0.05, key=KEY) as server:
@@ -562,6 +563,7 @@ def test_vllm_server_greedy_agrees_with_transformers_after_a_prefill_too(
 
 
 @pytest.mark.engine
+@pytest.mark.soak
 def test_vllm_server_serves_a_run_with_prefills_and_refuses_what_is_too_long(vllm_server: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     variants = {"strong": {"engine": "endpoint", "model": MODEL, "url": vllm_server, "api_key_env": "SERVER_KEY"}}

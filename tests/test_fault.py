@@ -189,6 +189,7 @@ def test_budget_stops_cleanly_and_the_same_command_goes_on(tmp_path: Path) -> No
     require_whole(run, NUM)
 
 
+@pytest.mark.soak
 def test_schedule_may_change_between_a_stop_and_its_resumption(tmp_path: Path, whole: dict[str, Any]) -> None:
     recipe, run = scripted(tmp_path, NUM), tmp_path / "run"
     process = begin("generate", str(recipe), *SLOW, "--cpus", "4", "--set", "schedule=phased")

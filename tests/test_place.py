@@ -96,6 +96,7 @@ def test_place_refuses_other_addresses(address: str) -> None:
         Place.of(address)
 
 
+@pytest.mark.soak
 def test_run_in_an_object_store_resumes_verifies_and_shows_damage(
     tmp_path: Path, bucket: str, server: dict[str, str]
 ) -> None:

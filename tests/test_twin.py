@@ -81,6 +81,3 @@ def test_pairs_near_to_an_earlier_one_are_rejected_and_the_books_balance(tmp_pat
     assert again.returncode == 0, again.stderr
     assert Run.open(run).manifest["pairs"]["checksum"] == pairs_of["checksum"]
     assert popalign("status", str(run), "--verify").returncode == 0
-    back = popalign("pairs", str(run), "--set", "checks.near_duplicate=null")
-    assert back.returncode == 0, back.stderr
-    assert [*reasons(run).values()].count("near_duplicate") == 0

@@ -158,7 +158,7 @@ def test_lines_come_every_30_s_with_one_for_each_variant(monkeypatch: pytest.Mon
     ]
 
 
-@pytest.mark.parametrize("stop", [False, True])
+@pytest.mark.parametrize("stop", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_live_table_on_a_terminal_of_80_columns(tmp_path: Path, stop: bool) -> None:
     recipe, run = scripted(tmp_path, 60), tmp_path / "run"
     leader, follower = pty.openpty()
@@ -230,6 +230,7 @@ def scraped(port: int) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
     return found
 
 
+@pytest.mark.soak
 def test_prometheus_reads_what_the_manifest_says_at_the_end(tmp_path: Path, cluster: Cluster, port: int) -> None:
     extra = [f"[[error]] {i}" for i in range(5)] + ["[[die]]"]
     recipe, run = scripted(tmp_path, 94, extra=extra), tmp_path / "run"
