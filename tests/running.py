@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
 import json
 import os
 import subprocess
@@ -37,23 +35,8 @@ TURNS = [
 ]
 
 
-@functools.cache
-def head() -> str:
-    """The address of a Ray of two CPUs that the commands of one process of tests share; started when it is needed.
-
-    A Ray of its own costs each command some five seconds of a core; a file of tests with forty commands, minutes.
-    """
-    from ray.cluster_utils import Cluster
-
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    atexit.register(nodes.shutdown)
-    return str(nodes.address)
-
-
 def popalign(*arguments: str, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end: on the shared Ray, unless it says otherwise or brings an environment of its own."""
-    if arguments[:1] in (("generate",), ("pairs",)) and "--cpus" not in arguments and not environment:
-        environment = {"RAY_ADDRESS": head()}
+    """Run a command to its end."""
     return subprocess.run(
         [sys.executable, "-m", "factory", *arguments],
         cwd=ROOT,
